@@ -1,0 +1,1 @@
+"""The modules between a tower and the language model."""

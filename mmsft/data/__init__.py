@@ -1,0 +1,1 @@
+"""From a data row to a batch: sources, formats, templates, encoding, order and loading."""

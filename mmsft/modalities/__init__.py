@@ -1,0 +1,1 @@
+"""The kinds of media that a tower can read."""

@@ -1,0 +1,1 @@
+"""What a batch and a model give as a loss."""
