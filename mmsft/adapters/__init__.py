@@ -1,1 +1,22 @@
 """The modules between a tower and the language model."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmsft.adapters.mlp import Linear, Mlp2xGelu
+from mmsft.config import Spec
+from mmsft.config.kinds import resolve_kind
+
+ADAPTERS: dict[str, type] = {"linear": Linear, "mlp2x_gelu": Mlp2xGelu}
+
+
+def adapter_spec(settings: Mapping[str, Any]) -> Spec:
+    """Builds an adapter from a config's mapping.
+
+    Raises:
+        ValueError: with all that is wrong in the mapping.
+    """
+    return resolve_kind(ADAPTERS, "adapter", settings)
+
+
+__all__ = ["ADAPTERS", "Linear", "Mlp2xGelu", "adapter_spec"]

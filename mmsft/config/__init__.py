@@ -1,7 +1,10 @@
 """The configuration of a run: frozen pydantic models, read from YAML and dotted overrides."""
 
+from mmsft.config.dump import dump_config
+from mmsft.config.kinds import resolve_kind
 from mmsft.config.models import (
     DecoderConfig,
+    EvaluationConfig,
     GroupConfig,
     LoraConfig,
     ModelConfig,
@@ -11,15 +14,17 @@ from mmsft.config.models import (
     SaveConfig,
     ScheduleConfig,
     SourceConfig,
-    Spec,
     StageConfig,
     TowerConfig,
     ValidationConfig,
 )
-from mmsft.config.reading import Origins, dump_config, read_config
+from mmsft.config.origins import Origins
+from mmsft.config.reading import read_config
+from mmsft.config.values import Spec
 
 __all__ = [
     "DecoderConfig",
+    "EvaluationConfig",
     "GroupConfig",
     "LoraConfig",
     "ModelConfig",
@@ -36,4 +41,5 @@ __all__ = [
     "ValidationConfig",
     "dump_config",
     "read_config",
+    "resolve_kind",
 ]

@@ -1,87 +1,58 @@
 """The settings that a run accepts; what isn't here is refused."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    PlainValidator,
-    ValidationInfo,
-    model_validator,
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+from mmsft.config.values import (
+    AdapterSpec,
+    BatchSize,
+    Fraction,
+    Interval,
+    Length,
+    ModalitySpec,
+    Name,
+    Rate,
+    Strings,
+    Tokens,
+    TowerName,
+    Warmup,
+    distinct,
+    setting,
+    source_name,
 )
-
-from mmsft.duration import Duration, Unit
+from mmsft.duration import Duration
 
 
 class Strict(BaseModel):
-    """A frozen model that refuses keys it doesn't know."""
+    """A frozen model that refuses keys it doesn't know, and true or false where a number is due.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    Checks of one setting against another are field validators, which run though a third setting is wrong: so all
+    problems come at once.
+    """
 
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="constants")
 
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """A part chosen by name: the `kind` that the config states and the frozen dataclass it stands for."""
-
-    kind: str
-    value: Any
-
-
-def _resolve(role: str) -> PlainValidator:
-    def resolve(value: Any, info: ValidationInfo) -> Spec:
-        if isinstance(value, Spec):
-            return value
-        if not isinstance(value, Mapping) or not isinstance(value.get("kind"), str):
-            raise ValueError("write a mapping with a `kind`")
-        if info.context is None:
-            raise ValueError(f"a {role} is resolved by mmsft.load_run")
-        spec: Spec = info.context[role](value)
-        return spec
-
-    return PlainValidator(resolve)
-
-
-def _dump_spec(spec: Spec) -> dict[str, Any]:
-    return {"kind": spec.kind, **asdict(spec.value)}
-
-
-ModalitySpec = Annotated[Spec, _resolve("modality"), PlainSerializer(_dump_spec)]
-AdapterSpec = Annotated[Spec, _resolve("adapter"), PlainSerializer(_dump_spec)]
-
-
-def _amount(*units: Unit) -> tuple[BeforeValidator, AfterValidator, PlainSerializer]:
-    def parse(value: Any) -> Any:
-        return Duration.parse(value) if isinstance(value, str) else value
-
-    def check(value: Duration) -> Duration:
-        if value.unit not in units:
-            raise ValueError(f"{value} is counted in {value.unit}; this setting takes {' or '.join(units)}")
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        taken = cls.model_fields[info.field_name or ""].annotation
+        if isinstance(value, bool) and taken is not bool:
+            off = "; null turns it off" if type(None) in get_args(taken) else ""
+            raise ValueError(f"doesn't take true or false, got {str(value).lower()}{off}")
         return value
-
-    return BeforeValidator(parse), AfterValidator(check), PlainSerializer(str)
-
-
-Length = Annotated[Duration, *_amount("epochs", "steps", "tokens", "examples")]
-Interval = Annotated[Duration, *_amount("steps", "epochs")]
-BatchSize = Annotated[Duration, *_amount("examples", "tokens")]
-Tokens = Annotated[Duration, *_amount("tokens")]
-Warmup = Annotated[float, Field(ge=0, lt=1)] | Annotated[Duration, *_amount("steps")]
-Rate = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Strings = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 
 
 class LoraConfig(Strict):
     """LoRA on the decoder, by peft.
 
     Attributes:
-        targets: names of linear layers under the decoder (``q_proj``, ``*.mlp.*``), or ``all-linear``: all but the head.
+        r: rank of the update.
+        alpha: the update is scaled by alpha ÷ r.
+        dropout: on what goes into the update.
+        targets: names of linear layers under the decoder (``q_proj``, ``*.mlp.*``); ``all-linear`` is all but the head.
+        rslora: scale by alpha ÷ √r instead.
+        dora: learn the weights' magnitude apart from their direction.
     """
 
     r: int = Field(default=16, ge=1)
@@ -97,11 +68,14 @@ class DecoderConfig(Strict):
 
     Attributes:
         name: a hub id, a folder, a ``.gguf`` file, or ``asset:NAME``.
+        revision: branch, tag or commit of a hub id.
         dtype: in which its weights are held; under ``precision: bf16`` fp32 weights compute in bf16.
+        lora: adds LoRA; it learns as ``decoder.lora``.
         new_tokens: added to the tokenizer as special tokens; their embeddings learn as ``decoder.new_tokens``.
+        trust_remote_code: run the Python code that a hub id or folder brings along.
     """
 
-    name: str
+    name: Name
     revision: str | None = None
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     lora: LoraConfig | None = None
@@ -110,17 +84,27 @@ class DecoderConfig(Strict):
 
 
 class TowerConfig(Strict):
-    """A modality and the adapter that turns its features into tokens."""
+    """How one kind of media becomes tokens.
+
+    Attributes:
+        modality: how its files are read and encoded; `kind` chooses it, the other keys are the kind's own.
+        adapter: how the features become tokens; `kind` chooses it, the other keys are the kind's own.
+    """
 
     modality: ModalitySpec
     adapter: AdapterSpec
 
 
 class ModelConfig(Strict):
-    """A decoder and its towers; a text-only model has none."""
+    """A decoder and its towers.
+
+    Attributes:
+        decoder: the language model.
+        towers: the media that it takes, by the name of the modality in the data; a text-only model has none.
+    """
 
     decoder: DecoderConfig
-    towers: dict[str, TowerConfig] = Field(default_factory=dict)
+    towers: dict[TowerName, TowerConfig] = Field(default_factory=dict)
 
 
 class SourceConfig(Strict):
@@ -134,11 +118,12 @@ class SourceConfig(Strict):
         tags: columns of the rows that are kept, for scores per tag.
         where: keeps only rows whose column has one of the values.
         limit: keeps the first rows only.
+        licence: of the data; noted, not acted on.
     """
 
-    path: str
-    format: str
-    name: str | None = None
+    path: Name
+    format: Name
+    name: Name | None = None
     media_root: str | None = None
     tags: Strings = ()
     where: dict[str, Strings] = Field(default_factory=dict)
@@ -157,27 +142,33 @@ class ValidationConfig(Strict):
 
     fraction: float | None = Field(default=None, gt=0, lt=1)
     source: str | None = None
-    file: SourceConfig | None = None
+    file: SourceConfig | None = Field(default=None, validate_default=True)
 
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if sum(value is not None for value in (self.fraction, self.source, self.file)) != 1:
+    @field_validator("file")
+    @classmethod
+    def _one(cls, value: SourceConfig | None, info: ValidationInfo) -> SourceConfig | None:
+        ways = [*info.data.values(), value]
+        if len(ways) == len(cls.model_fields) and sum(way is not None for way in ways) != 1:
             raise ValueError("state exactly one of fraction, source and file")
-        return self
+        return value
 
 
 class RecipeConfig(Strict):
     """A mixture: its sources, how rows become text, and which turns are learned.
 
     Attributes:
+        sources: the files, joined before they are shuffled.
         template: ``auto`` (the tokenizer's own), the name of a shipped template, or a Jinja file.
-        learn: ``assistant`` turns, the last one only (``completion``), ``all`` text, or the ``span`` after ``<answer>``.
+        learn: ``assistant`` turns, the last of them (``completion``), ``all`` text, or the ``span`` after ``<answer>``.
         length: most tokens of a thread; a longer one is dropped and ledgered.
+        validation: which rows are held out.
         budget: part of the rows that may be lost before the run stops.
         template_kwargs: variables for the template, e.g. ``enable_thinking``.
     """
 
-    sources: tuple[SourceConfig, ...] = Field(min_length=1)
+    sources: Annotated[
+        tuple[SourceConfig, ...], Field(min_length=1), distinct("sources", "give each a `name`", source_name)
+    ]
     template: str = "auto"
     learn: Literal["assistant", "completion", "all", "span"] = "assistant"
     length: int = Field(default=2048, ge=2)
@@ -185,33 +176,43 @@ class RecipeConfig(Strict):
     budget: Fraction = 0.01
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _names(self) -> Self:
-        names = self.source_names
-        if len(set(names)) != len(names):
-            twice = sorted({name for name in names if names.count(name) > 1})
-            raise ValueError(f"two sources have one name, {', '.join(twice)}: give each a `name`")
-        if self.validation and self.validation.source and self.validation.source not in names:
-            raise ValueError(f"validation.source {self.validation.source!r} isn't one of {', '.join(names)}")
-        if self.validation and self.validation.source and len(names) == 1:
-            raise ValueError("validation.source holds out the recipe's only source; nothing is left to train on")
-        return self
+    @field_validator("validation")
+    @classmethod
+    def _held_out_source(cls, value: ValidationConfig | None, info: ValidationInfo) -> ValidationConfig | None:
+        if value and value.source and "sources" in info.data:
+            names = [source_name(source) for source in info.data["sources"]]
+            if value.source not in names:
+                raise ValueError(f"its source {value.source!r} isn't one of {', '.join(names)}")
+            if len(names) == 1:
+                raise ValueError(f"holding out {value.source!r}, the recipe's only source, leaves nothing to train on")
+        return value
 
     @property
     def source_names(self) -> tuple[str, ...]:
         """The sources' names in order."""
-        return tuple(source.name or source.path.rsplit("/", 1)[-1] for source in self.sources)
+        return tuple(source_name(source) for source in self.sources)
 
 
 class GroupConfig(Strict):
-    """How the parameters under a name learn."""
+    """How the parameters under a name learn.
+
+    Attributes:
+        lr: learning rate after the warm-up.
+        weight_decay: instead of the optimizer's.
+    """
 
     lr: Rate
     weight_decay: float | None = Field(default=None, ge=0)
 
 
 class ScheduleConfig(Strict):
-    """The learning rate over a stage: linear warm-up (a part of the stage, or steps), then decay to `floor` × lr."""
+    """The learning rate over a stage: linear warm-up, then decay.
+
+    Attributes:
+        warmup: how long the rate rises from 0.
+        decay: its way down from there to the stage's end.
+        floor: where it ends, as a part of lr.
+    """
 
     warmup: Warmup = 0.03
     decay: Literal["cosine", "linear", "constant"] = "cosine"
@@ -219,7 +220,13 @@ class ScheduleConfig(Strict):
 
 
 class OptimizerConfig(Strict):
-    """AdamW's constants."""
+    """AdamW's constants.
+
+    Attributes:
+        betas: decay of the mean gradient, and of the mean squared gradient.
+        eps: added to the denominator.
+        weight_decay: for groups that state none; biases and norms have none.
+    """
 
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
@@ -244,9 +251,17 @@ class StageConfig(Strict):
     """One stage: what learns, on what, for how long.
 
     Attributes:
+        name: in logs, overrides and checkpoints.
+        recipe: the data: a name in ``data_recipes/``, a YAML file, or the recipe itself.
         train: name pattern → how it learns. What matches none is frozen; the most specific match wins.
+        duration: of the stage.
         batch: one global step, over all ranks and micro-batches.
         micro_batch: most tokens, padding included, that go through the model at once.
+        schedule: the learning rate over the stage.
+        optimizer: AdamW's constants.
+        clip: largest norm of the gradient, over all that learns; null = no clipping.
+        activation_checkpointing: compute the decoder's activations a second time instead of keeping them.
+        evaluate: validation loss on a schedule, the best checkpoint, early stopping.
         init_from: a run folder whose last checkpoint this stage starts from, instead of the stage before.
     """
 
@@ -263,15 +278,22 @@ class StageConfig(Strict):
     evaluate: EvaluationConfig | None = None
     init_from: str | None = None
 
-    @model_validator(mode="after")
-    def _held_out(self) -> Self:
-        if self.evaluate and not self.recipe.validation:
-            raise ValueError("evaluate needs rows: give the recipe a `validation`")
-        return self
+    @field_validator("evaluate")
+    @classmethod
+    def _needs_rows(cls, value: EvaluationConfig | None, info: ValidationInfo) -> EvaluationConfig | None:
+        recipe = info.data.get("recipe")
+        if value and recipe and not recipe.validation:
+            raise ValueError("validation loss needs rows: give the recipe a `validation`")
+        return value
 
 
 class SaveConfig(Strict):
-    """Checkpoints: when (always at a stage's end too), and how many of a stage are kept beside the best."""
+    """When checkpoints are written, and which are kept.
+
+    Attributes:
+        every: when; always at a stage's end too.
+        keep: how many of a stage are kept, beside the best.
+    """
 
     every: Interval = Duration(500, "steps")
     keep: int = Field(default=2, ge=1)
@@ -282,23 +304,24 @@ class RunConfig(Strict):
 
     Attributes:
         out: the run folder, relative to the working directory.
+        model: the decoder and its towers.
+        stages: trained one after the other.
+        seed: of the order of rows, of fresh weights and of dropout.
         precision: bf16 computes under autocast.
         workers: processes that read and tokenise rows.
+        save: checkpoints.
         loggers: trackers of accelerate, e.g. ``tensorboard``, ``wandb``.
     """
 
-    out: str
+    out: Name
     model: ModelConfig
-    stages: tuple[StageConfig, ...] = Field(min_length=1)
+    stages: Annotated[
+        tuple[StageConfig, ...],
+        Field(min_length=1),
+        distinct("stages", "rename one", lambda stage: setting(stage, "name")),
+    ]
     seed: int = Field(default=0, ge=0)
     precision: Literal["fp32", "bf16"] = "bf16"
     workers: int = Field(default=1, ge=0)
     save: SaveConfig = SaveConfig()
     loggers: Strings = ()
-
-    @model_validator(mode="after")
-    def _stage_names(self) -> Self:
-        names = [stage.name for stage in self.stages]
-        if len(set(names)) != len(names):
-            raise ValueError(f"two stages have one name: {', '.join(names)}")
-        return self

@@ -1,1 +1,24 @@
 """The kinds of media that a tower can read."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmsft.config import Spec
+from mmsft.config.kinds import resolve_kind
+from mmsft.modalities.clip_tower import Clip
+from mmsft.modalities.open_clip_tower import OpenClip
+from mmsft.modalities.timm_tower import Timm
+
+MODALITIES: dict[str, type] = {"clip": Clip, "open_clip": OpenClip, "timm": Timm}
+
+
+def modality_spec(settings: Mapping[str, Any]) -> Spec:
+    """Builds a modality from a config's mapping.
+
+    Raises:
+        ValueError: with all that is wrong in the mapping.
+    """
+    return resolve_kind(MODALITIES, "modality", settings)
+
+
+__all__ = ["MODALITIES", "Clip", "OpenClip", "Timm", "modality_spec"]

@@ -1,1 +1,1 @@
-"""Decoder, towers and their fusion in one root module, and how its weights are stored."""
+"""The root module: a decoder, its towers, what tunes them, and how they are saved, exported and asked."""

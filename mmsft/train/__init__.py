@@ -1,1 +1,1 @@
-"""The training loop, its optimiser and its schedule."""
+"""The training loop, its optimiser, its schedule and its checkpoints."""

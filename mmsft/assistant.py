@@ -1,0 +1,138 @@
+"""A model with what it needs to talk: its template, its media and its device."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from mmsft.data.chat import ChatEncoder
+from mmsft.data.collate import collate
+from mmsft.data.loader import Encoding
+from mmsft.data.media_reader import MediaReader
+from mmsft.data.tree import threads
+from mmsft.errors import DataError
+from mmsft.model.fusion import MultimodalModel
+from mmsft.model.generation import generate as generate_ids
+from mmsft.parallel import Ranks
+from mmsft.types import Batch, Conversation, Encoded, Media, Part, Text, Turn
+
+
+@dataclass(frozen=True)
+class Assistant:
+    """A model that answers.
+
+    Attributes:
+        model: the root module, on the device of `ranks`.
+        encoder: the template that the model was trained with.
+        reader: its modalities.
+        ranks: its device and precision.
+    """
+
+    model: MultimodalModel
+    encoder: ChatEncoder
+    reader: MediaReader
+    ranks: Ranks
+
+    def blind(self) -> "Assistant":
+        """Returns the same model with every medium replaced by a blank one."""
+        return replace(self, reader=replace(self.reader, blank=True))
+
+    def answers(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        seed: int | None = None,
+        batch: int = 32,
+    ) -> list[str]:
+        """Continues each conversation with the assistant's next turn.
+
+        Args:
+            conversations: each a chain that ends before the turn that is asked for.
+            max_new_tokens: longest answer.
+            temperature: 0 takes the likeliest token.
+            seed: of the draws; None draws anew each time.
+            batch: how many conversations go through the model together.
+
+        Raises:
+            DataError: a medium can't be read, or the model has no tower for it.
+        """
+        encoded = [self.encoder.prompt(located(conversation)) for conversation in conversations]
+        # Prompts of like length go together, so that little is padded.
+        order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
+        answers = [""] * len(encoded)
+        for start in range(0, len(order), batch):
+            indices = order[start : start + batch]
+            prompt = self._batch([encoded[index] for index in indices])
+            with self.ranks.autocast(), torch.inference_mode():
+                replies = generate_ids(
+                    self.model,
+                    prompt,
+                    max_new_tokens=max_new_tokens,
+                    stop_ids=self.encoder.stop_ids,
+                    temperature=temperature,
+                    seed=seed,
+                )
+            for index, reply in zip(indices, replies, strict=True):
+                answers[index] = self.encoder.decode_reply(reply)
+        return answers
+
+    def _batch(self, prompts: Sequence[Encoded]) -> Batch:
+        chains = [chain for prompt in prompts for chain in threads(prompt)]
+        loaded = {placed.media: self.reader.load(placed.media) for chain in chains for placed in chain.media}
+        padded = collate(chains, self.reader, loaded, side="left")
+        return padded.map(lambda tensor: tensor.to(self.ranks.device))
+
+    def encoding(self, micro_tokens: int) -> Encoding:
+        """Returns how rows become training batches for this model."""
+        return Encoding(self.encoder, self.reader, micro_tokens)
+
+
+def generate(assistant: Assistant, conversation: Conversation, **options: int | float | None) -> str:
+    """Returns the assistant's next turn; `options` are those of `Assistant.answers`."""
+    return assistant.answers([conversation], **options)[0]  # type: ignore[arg-type]
+
+
+def ask(question: str, media: Sequence[Media] = ()) -> Conversation:
+    """Returns a conversation of one question about some media."""
+    return Conversation("question", (Turn("user", (*media, Text(question))),))
+
+
+def located(conversation: Conversation) -> Conversation:
+    """Returns the conversation with its media's paths made absolute, relative to the working directory.
+
+    Raises:
+        DataError: there is no such file.
+    """
+
+    def place(part: Part) -> Part:
+        if not isinstance(part, Media) or isinstance(part.ref, bytes):
+            return part
+        path = Path(part.ref).expanduser()
+        if not path.is_file():
+            raise DataError(f"{conversation.id}: {part}: no such file (looked in {path.absolute().parent})")
+        return replace(part, ref=str(path.resolve()))
+
+    turns = tuple(replace(turn, parts=tuple(place(part) for part in turn.parts)) for turn in conversation.turns)
+    return replace(conversation, turns=turns)
+
+
+def swap_media(conversations: Sequence[Conversation], seed: int) -> list[Conversation]:
+    """Gives every conversation the media of another one, so that a score shows what looking is worth.
+
+    Conversations about one medium stay together: each distinct medium is replaced by another of its modality.
+    """
+    distinct = dict.fromkeys(m for conversation in conversations for turn in conversation.turns for m in turn.media)
+    other: dict[Media, Media] = {}
+    for modality in {medium.modality for medium in distinct}:
+        members = [medium for medium in distinct if medium.modality == modality]
+        random.Random(seed).shuffle(members)
+        other.update(zip(members, members[1:] + members[:1], strict=True))
+
+    def swap(turn: Turn) -> Turn:
+        return replace(turn, parts=tuple(other[part] if isinstance(part, Media) else part for part in turn.parts))
+
+    return [replace(conv, turns=tuple(map(swap, conv.turns))) for conv in conversations]

@@ -1,0 +1,198 @@
+"""The command line: parses, calls, prints. What is heavy is imported inside the commands."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mmsft.errors import MmsftError
+
+if TYPE_CHECKING:
+    from mmsft.types import Media
+
+app = typer.Typer(
+    help="Instruction-tune a language model on text, images, or a modality of your own.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Look at data.", no_args_is_help=True)
+assets_app = typer.Typer(help="Real weights and data that install as packages.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+app.add_typer(assets_app, name="assets")
+
+Config = Annotated[Path, typer.Argument(help="A config file or a run folder.", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value …, e.g. seed=1 stages.align.duration='100 steps'")
+]
+RunFolder = Annotated[Path, typer.Argument(help="A folder that `mmsft train` made.", show_default=False)]
+Which = Annotated[str, typer.Option("--checkpoint", help="last, best, or a checkpoint's name.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Images = Annotated[list[Path] | None, typer.Option("--image", help="A picture; may be given several times.")]
+MediaFiles = Annotated[
+    list[str] | None, typer.Option("--media", help="MODALITY=FILE for any tower; may be given several times.")
+]
+
+
+@app.command()
+def train(config: Config, overrides: Overrides = None) -> None:
+    """Train the stages of a config; go on from the last checkpoint if the run folder has one."""
+    from mmsft.progress import show
+    from mmsft.run import execute, load_run
+
+    run = load_run(config, overrides or [])
+    show(run, execute(run))
+
+
+@app.command()
+def check(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Find what is wrong with a config, its data and its model, without training."""
+    from mmsft.run import load_run
+    from mmsft.run.check import check as run_check
+
+    report = run_check(load_run(config, overrides or []))
+    _print(report.as_dict() if as_json else report.text())
+    if not report.ok:
+        raise typer.Exit(2)
+
+
+@app.command()
+def chat(
+    run: RunFolder,
+    question: Annotated[str | None, typer.Argument(help="Without one, a dialogue begins.")] = None,
+    image: Images = None,
+    media: MediaFiles = None,
+    system: Annotated[str | None, typer.Option(help="A system message.")] = None,
+    checkpoint: Which = "last",
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: Annotated[int | None, typer.Option(help="Of the draws, with a temperature.")] = None,
+) -> None:
+    """Ask one question, or talk, with pictures or other media."""
+    from mmsft.run import open_run
+    from mmsft.serve.chat import Dialogue
+
+    dialogue = Dialogue(
+        open_run(run, checkpoint), system, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
+    )
+    attached = _media(image, media)
+    if question is not None:
+        _print(dialogue.say(question, attached))
+        return
+    typer.echo("An empty line or Ctrl-D ends. /image FILE adds a picture to the next question; /new starts afresh.")
+    dialogue.talk(sys.stdin, typer.echo, attached)
+
+
+@app.command(name="eval")
+def evaluate(
+    run: RunFolder,
+    rows: Annotated[int, typer.Option(help="Score at most this many held-out rows, drawn by the run's seed.")] = 500,
+    checkpoint: Which = "last",
+    max_new_tokens: int = 32,
+    blank: Annotated[bool, typer.Option(help="Replace every medium by a blank one.")] = False,
+    shuffled: Annotated[bool, typer.Option(help="Give every row the media of another.")] = False,
+    untrained: Annotated[bool, typer.Option(help="Score the model before training.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score the answers on a recipe's held-out rows: exact match, overall and for each tag."""
+    from mmsft.assistant import swap_media
+    from mmsft.eval.accuracy import accuracy
+    from mmsft.run import load_run, open_run
+    from mmsft.run.open import held_out
+
+    opened = load_run(run)
+    conversations = held_out(opened, checkpoint, rows)
+    assistant = open_run(run, checkpoint, trained=not untrained)
+    if shuffled:
+        conversations = swap_media(conversations, opened.config.seed)
+    score = accuracy(assistant.blind() if blank else assistant, conversations, max_new_tokens)
+    if as_json:
+        _print({"accuracy": score.accuracy, "rows": len(score.answers), "by_tag": score.by_tag})
+        return
+    typer.echo(f"accuracy {score.accuracy:.1%} on {len(score.answers)} held-out rows")
+    for tag, values in score.by_tag.items():
+        for value, part in values.items():
+            typer.echo(f"  {tag} {value}: {part:.1%}")
+
+
+@app.command()
+def export(
+    run: RunFolder,
+    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    to: Annotated[str, typer.Option(help="hf: a folder that transformers loads.")] = "hf",
+    checkpoint: Which = "last",
+    as_json: AsJson = False,
+) -> None:
+    """Write a folder for `transformers`, LoRA merged, and compare its logits with ours on rows of the run."""
+    from mmsft.errors import ConfigError
+    from mmsft.run.open import export_run
+
+    if to != "hf":
+        raise ConfigError(f"--to {to!r}: there is only hf")
+    done = export_run(run, out, checkpoint)
+    text = f"{out}: {done.layout}; largest difference of logits on {done.rows} rows {done.max_logit_difference:.1e}"
+    values = {"out": str(out), "layout": done.layout, "rows": done.rows}
+    _print({**values, "max_logit_difference": done.max_logit_difference} if as_json else text)
+
+
+@data_app.command(name="show")
+def data_show(
+    config: Config,
+    overrides: Overrides = None,
+    stage: Annotated[str | None, typer.Option(help="The stage whose recipe is shown; the first by default.")] = None,
+    rows: int = 3,
+    start: Annotated[int, typer.Option(help="First row, in training order.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Show rows as the model sees them: tokens, what is learned and with which weight, media."""
+    from mmsft.run import load_run
+    from mmsft.run.show import show_rows
+
+    for shown in show_rows(load_run(config, overrides or []), stage, start, rows):
+        _print(shown.as_dict() if as_json else shown.text())
+
+
+@assets_app.command(name="fetch")
+def assets_fetch(names: Annotated[list[str] | None, typer.Argument(help="All if none is named.")] = None) -> None:
+    """Download, verify and unpack assets into the cache folder."""
+    from mmsft import assets
+
+    assets.fetch(*(names or assets.ASSETS), log=typer.echo)
+
+
+def _print(value: Any) -> None:
+    if isinstance(value, str) and not sys.stdout.isatty():
+        typer.echo(value, color=False)
+    else:
+        typer.echo(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _media(images: list[Path] | None, media: list[str] | None) -> "tuple[Media, ...]":
+    from mmsft.errors import ConfigError
+    from mmsft.types import Media
+
+    found = [Media("image", str(path)) for path in images or []]
+    for text in media or []:
+        modality, equals, file = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--media {text!r}: write MODALITY=FILE, e.g. tactile=touch.npy")
+        found.append(Media(modality, file))
+    return tuple(found)
+
+
+def main() -> None:
+    """Runs the command line; an `MmsftError` becomes its message and exit code, without a traceback."""
+    debug = "--debug" in sys.argv
+    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    try:
+        app(standalone_mode=True)
+    except MmsftError as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
+        sys.exit(130)

@@ -1,0 +1,69 @@
+"""Finds the part that a config chooses by `kind`, and checks its settings."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from mmsft.config.values import Spec
+from mmsft.errors import ConfigError, suggest
+
+
+def resolve_kind(kinds: Mapping[str, type], role: str, settings: Mapping[str, Any]) -> Spec:
+    """Builds the frozen dataclass that a mapping with a `kind` describes.
+
+    Args:
+        kinds: name → dataclass, for the kinds that ship; ``my_pkg.module:Class`` names one of the user's.
+        role: what is chosen, e.g. "modality", for the messages.
+        settings: `kind` and the dataclass's own settings.
+
+    Raises:
+        ValueError: with all that is wrong: the kind, its keys or their values.
+    """
+    kind = settings.get("kind")
+    if not isinstance(kind, str):
+        raise ValueError(f"a {role} is chosen by its `kind`: {', '.join(kinds)}, or my_pkg.module:Class")
+    cls = _imported(kind, role) if ":" in kind else kinds.get(kind)
+    if cls is None:
+        raise ValueError(
+            f"unknown {role} kind {kind!r}{suggest(kind, kinds)}; known: {', '.join(kinds)}, or my_pkg.module:Class"
+        )
+    known = [field.name for field in fields(cls) if field.init]
+    values = {str(name): value for name, value in settings.items() if name != "kind"}
+    problems = [f"unknown key {name!r}{suggest(name, known)}" for name in values if name not in known]
+    try:
+        part: Any = TypeAdapter(cls).validate_python({name: value for name, value in values.items() if name in known})
+    except ValidationError as error:
+        problems += [_explain(item) for item in error.errors()]
+    except ConfigError as error:
+        problems.append(str(error))
+    if problems:
+        raise ValueError(f"{kind}: {'; '.join(problems)}; settings of {kind}: {', '.join(known) or 'none'}")
+    return Spec(kind, part)
+
+
+def _explain(item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    message = str(item["msg"]).removeprefix("Value error, ")
+    if item["type"] == "missing":
+        return f"{name!r} is required"
+    return f"{name}: {message}, got {item['input']!r}" if name else message
+
+
+def _imported(kind: str, role: str) -> type:
+    module_name, _, name = kind.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ValueError(
+            f"{role} kind {kind!r}: {module_name} can't be imported ({error}); "
+            "is it installed, or on PYTHONPATH, as seen from where you run mmsft?"
+        ) from None
+    cls = getattr(module, name, None)
+    if not isinstance(cls, type):
+        raise ValueError(f"{role} kind {kind!r}: {module_name} has no class {name!r}{suggest(name, dir(module))}")
+    if not is_dataclass(cls):
+        raise ValueError(f"{role} kind {kind!r}: make {name} a frozen dataclass, so that YAML can state its settings")
+    return cls

@@ -1,0 +1,192 @@
+"""From a conversation to tokens and targets: the prompt as inference tokenises it, each learned reply apart from it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Final, Literal, TypeAlias
+
+from mmsft.adapters.spec import Layout
+from mmsft.data import tree
+from mmsft.data.messages import Guard, guard
+from mmsft.data.script import Reply, Script
+from mmsft.data.strand import CONTEXT, Credit, Strand
+from mmsft.data.template import ChatTemplate
+from mmsft.data.tokens import Tokenizer
+from mmsft.errors import DataError
+from mmsft.types import Conversation, Encoded, Media, Text, Turn
+
+Learn: TypeAlias = Literal["assistant", "completion", "all", "span"]
+
+MARKER: Final = "<answer>"
+"""With ``learn: span``, an assistant's turn is learned from behind this."""
+
+_PROBE: Final = "mmsft probe"
+
+
+class TooLong(DataError):
+    """A thread has more tokens than the recipe's `length`."""
+
+
+class NothingToLearn(DataError):
+    """No turn of the conversation is learned."""
+
+
+def no_tower(media: Media) -> Layout:
+    """The `slots` of a model without towers.
+
+    Raises:
+        DataError: always.
+    """
+    raise DataError(f"{media}: the model has no tower {media.modality!r}; add it under model.towers")
+
+
+@dataclass(frozen=True)
+class ChatEncoder:
+    """Encodes conversations for one tokenizer, template and way to learn; picklable.
+
+    Attributes:
+        tokenizer: the decoder's.
+        template: how conversations are written.
+        learn: the ``assistant``'s turns, its last one (``completion``), ``all`` text, or the ``span`` behind `MARKER`.
+        length: most tokens of a thread.
+        template_kwargs: the recipe's variables for the template; a row's own come on top.
+        slots: what a medium occupies among the tokens.
+    """
+
+    tokenizer: Tokenizer
+    template: ChatTemplate
+    learn: Learn = "assistant"
+    length: int = 2048
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    slots: Callable[[Media], Layout] = no_tower
+    _guard: Guard = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_guard", guard(self.tokenizer, MARKER if self.learn == "span" else None))
+
+    def encode(self, conversation: Conversation, source: int = 0) -> Encoded:
+        """Returns the conversation's tokens and what is learned of them, each turn in the first thread that has it.
+
+        Raises:
+            TooLong: a thread has more than `length` tokens.
+            NothingToLearn: no turn is learned.
+            DataError: the template refuses the conversation, loses a part of it, or breaks the prefix rule.
+        """
+        script = self._script(conversation)
+        learned: set[int] = set()
+        threads: list[Encoded] = []
+        for path in conversation.threads():
+            turns = self._learned(conversation, path)
+            new = set(turns) - learned
+            if new or self.learn == "all":
+                threads.append(self._thread(script, path, turns, new, threads))
+                learned |= new
+        if not any(len(thread.targets) for thread in threads):
+            raise NothingToLearn(
+                f"{conversation.id}: nothing to learn with learn: {self.learn}; it takes an assistant turn with a "
+                "weight above 0"
+            )
+        return replace(tree.join(threads), source=source)
+
+    def prompt(self, conversation: Conversation) -> Encoded:
+        """Returns the conversation up to where the assistant begins to speak, for inference; nothing is learned.
+
+        Raises:
+            DataError: the conversation has several threads, or as with `encode`.
+        """
+        paths = conversation.threads()
+        if len(paths) > 1:
+            raise DataError(f"{conversation.id}: {len(paths)} threads; a prompt is one thread")
+        script = self._script(conversation)
+        text = script.render(paths[0], generate=True)
+        script.check(paths[0], text, generate=True)
+        strand = Strand(script.messages, self._guard, self.slots)
+        strand.write(text)
+        return self._fitting(strand.encoded(conversation.id))
+
+    @cached_property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids at which a reply is over: the sequence's end, and what this template closes an assistant's turn with."""
+        probe = Conversation("probe", (Turn("user", (Text("?"),)), Turn("assistant", (Text(_PROBE),))))
+        text = self._script(probe).render((0, 1))
+        tail = text[text.rindex(_PROBE) + len(_PROBE) :]
+        closing = [self.tokenizer.reply(end or tail) for _, end in self.tokenizer.ends(tail)]
+        # Text of several tokens could be the beginning of something else.
+        return tuple({*self.tokenizer.end_ids, *(ids[0] for ids in closing if len(ids) == 1)})
+
+    def decode_reply(self, ids: list[int]) -> str:
+        """Returns what the model said, without the white space that templates put around it."""
+        return self.tokenizer.decode(ids).strip()
+
+    def render(self, conversation: Conversation) -> str:
+        """Returns the conversation as the template writes it, with media by name; threads one below the other."""
+        script = self._script(conversation)
+        return "\n".join(script.messages.shown(script.render(path)) for path in conversation.threads())
+
+    def _script(self, conversation: Conversation) -> Script:
+        return Script(conversation, self.template, self._guard, self.template_kwargs)
+
+    def _learned(self, conversation: Conversation, path: Sequence[int]) -> list[int]:
+        turns = conversation.turns
+        speaks = [index for index in path if turns[index].role == "assistant"]
+        if self.learn == "all":
+            odd = next((index for index in path if turns[index].role != "assistant" and turns[index].weight != 1), None)
+            if odd is not None:
+                raise DataError(
+                    f"{conversation.id}: turn {odd} ({turns[odd].role}) has weight {turns[odd].weight:g}, but learn: "
+                    "all learns it with weight 1; use learn: assistant, or leave its weight out"
+                )
+            return speaks
+        if self.learn == "completion":
+            speaks = speaks[-1:]
+        return [index for index in speaks if turns[index].weight > 0 and self._says_something(conversation, index)]
+
+    def _says_something(self, conversation: Conversation, index: int) -> bool:
+        turn = conversation.turns[index]
+        if turn.text.strip() or turn.media or turn.tool_calls:
+            return True
+        raise DataError(
+            f"{conversation.id}: assistant turn {index} is empty; give it text, or a weight of 0 to keep it as context"
+        )
+
+    def _thread(
+        self, script: Script, path: Sequence[int], turns: Sequence[int], new: set[int], earlier: Sequence[Encoded]
+    ) -> Encoded:
+        everything = self.learn == "all"
+        if not everything:
+            path = path[: path.index(turns[-1]) + 1]
+        replies = script.replies(path, turns)
+        text = script.render(path)
+        script.check(path, text)
+        context = Credit(1.0) if everything else CONTEXT
+        strand = Strand(script.messages, self._guard, self.slots)
+        at, lead = 0, None
+        for reply in replies:
+            weight = script.conversation.turns[reply.turn].weight if reply.turn in new else 0.0
+            credit = Credit(weight, reply.turn)
+            start = reply.start if self.learn != "span" else self._behind_marker(script, reply, text)
+            strand.write(text[at:start], context, lead)
+            strand.write(text[start : reply.stop], credit)
+            at, lead = reply.stop, credit if reply.end else None
+        # The end token stands before what follows it, as its tokenizer wants to see it: some take white space along.
+        strand.write(text[at : len(text) if everything else at + len(replies[-1].end)], context, lead)
+        return self._fitting(strand.encoded(script.conversation.id, earlier if everything else ()))
+
+    def _behind_marker(self, script: Script, reply: Reply, text: str) -> int:
+        at = text.find(MARKER, reply.start, reply.stop)
+        if at < 0:
+            raise DataError(
+                f"{script.conversation.id}: learn: span learns what follows {MARKER}, and assistant turn {reply.turn} "
+                "has none; write it into the turn, or give the turn a weight of 0"
+            )
+        return at + len(MARKER)
+
+    def _fitting(self, encoded: Encoded) -> Encoded:
+        if len(encoded) > self.length:
+            slots = sum(len(placed.slots) for placed in encoded.media)
+            media = f", {slots} of them of {len(encoded.media)} media" if slots else ""
+            raise TooLong(
+                f"{encoded.id}: {len(encoded)} tokens{media}; the recipe's length is {self.length}: raise it, or "
+                "shorten the row"
+            )
+        return encoded

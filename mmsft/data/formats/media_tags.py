@@ -1,0 +1,130 @@
+"""Puts a row's files where its tags stand: the n-th ``<image>`` of the row is its n-th image."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from mmsft.data.formats.fields import find, mapping, show
+from mmsft.errors import DataError
+from mmsft.types import Media, Part, Record, Text
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "image": ("image", "images"),
+    "video": ("video", "videos"),
+    "audio": ("audio", "audios"),
+}
+"""Where rows name their files; files of any other modality stand in a column ``media: {modality: files}``."""
+_OPTIONS = ("start", "end", "fps")
+REFERENCES = ("bytes", "path", "url", "data", "base64")
+"""Keys under which an object holds a file."""
+
+
+class MediaTags:
+    """Hands a row's files to its tags in order, and counts both.
+
+    Tags stay where they stand, and the text around them as it is: LLaVA's own code moves ``<image>`` to the front of
+    its turn, which is where its data has it in nearly every row.
+
+    Args:
+        record: the row.
+        row: its id.
+
+    Raises:
+        DataError: a column of files isn't a path, bytes, an object of them, or a list of those.
+    """
+
+    def __init__(self, record: Record, row: str) -> None:
+        self._row = row
+        self._files = _files(record, row)
+        self._used: Counter[str] = Counter()
+        self._tag = re.compile(f"<({'|'.join(map(re.escape, self._files))})>")
+
+    def split(self, text: str) -> tuple[Part, ...]:
+        """Splits a text at its tags and puts files in their places."""
+        pieces = self._tag.split(text)  # text, modality, text, modality, … text
+        parts = [self.next(piece) if number % 2 else Text(piece) for number, piece in enumerate(pieces)]
+        return tuple(part for part in parts if part != Text(""))
+
+    def next(self, modality: str) -> Media:
+        """Returns the next file of a modality; for one too many, a stand-in that `check` reports."""
+        files = self._files.get(modality, [])
+        number = self._used[modality]
+        self._used[modality] += 1
+        return files[number] if number < len(files) else Media(modality, "")
+
+    def check(self) -> None:
+        """Checks that each file met a tag and each tag a file.
+
+        Raises:
+            DataError: they differ in number.
+        """
+        for modality in sorted({*self._files, *self._used}):
+            tags, files = self._used[modality], len(self._files.get(modality, []))
+            if tags != files:
+                raise DataError(
+                    f"{self._row}: {tags} <{modality}> tag{'s' if tags != 1 else ''} in the text, but {files} "
+                    f"{modality} file{'s' if files != 1 else ''} in the row; {_way_out(modality, tags, files)}"
+                )
+
+
+def _way_out(modality: str, tags: int, files: int) -> str:
+    columns = " or ".join(map(repr, COLUMNS.get(modality, ("media",))))
+    if tags < files:
+        return f"put a <{modality}> tag where each file belongs, or remove files from {columns}"
+    return (
+        f"name a file for each tag in {columns}, or, if the tag is meant as text, write the turn's content as "
+        '[{"type": "text", "text": ...}]'
+    )
+
+
+def read_media(modality: str, value: Any, where: str, options: Mapping[str, Any] | None = None) -> Media:
+    """Reads one file: a path, URL or data URI, its bytes, or an object with one of `REFERENCES`.
+
+    Of an object with both path and bytes, as Parquet files of Hugging Face hold them, the bytes are taken: the path is
+    where they once came from.
+
+    Args:
+        modality: of the tower that is to read it.
+        value: what the row holds.
+        where: its place, for errors.
+        options: an object that may say which part of the file is meant: ``start``, ``end``, ``fps``.
+
+    Raises:
+        DataError: it is no such thing.
+    """
+    if isinstance(value, str | bytes) and value:
+        return Media(modality, value, _options(options or {}))
+    if not isinstance(value, Mapping):
+        raise DataError(f"{where}: expected a path, bytes, or an object with one of them, got {show(value)}")
+    ref = value.get("bytes") or find(value, ("path", "url"), where)
+    inline = find(value, ("data", "base64"), where)
+    if not ref and isinstance(inline, str) and inline:
+        ref = inline if inline.startswith("data:") else f"data:{modality}/*;base64,{inline}"
+    if not isinstance(ref, str | bytes) or not ref:
+        have = ", ".join(map(str, value)) or "none"
+        raise DataError(f"{where}: none of {', '.join(REFERENCES)} is filled; keys here: {have}")
+    return Media(modality, ref, _options({**(options or {}), **value}))
+
+
+def _options(value: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    return tuple((name, value[name]) for name in sorted(_OPTIONS) if value.get(name) is not None)
+
+
+def _files(record: Record, row: str) -> dict[str, list[Media]]:
+    values = {name: find(record, columns, row) for name, columns in COLUMNS.items()}
+    others = record.get("media")
+    if others is not None:
+        for name, value in mapping(others, f"{row}: media").items():
+            if values.get(name) is not None:
+                raise DataError(f"{row}: {name!r} files are in `media` and in a column of their own; keep one")
+            values[name] = value
+    return {name: _list(name, value, row) for name, value in values.items()}
+
+
+def _list(modality: str, value: Any, row: str) -> list[Media]:
+    # Files of mixed rows fill the column of a row without media with "", an empty list, or an object of nulls.
+    if value is None or value == "" or (isinstance(value, Mapping) and not any(value.values())):
+        return []
+    several = list(value) if isinstance(value, list | tuple) else [value]
+    return [read_media(modality, item, f"{row}: {modality} {number}") for number, item in enumerate(several, 1)]

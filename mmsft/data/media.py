@@ -1,0 +1,83 @@
+"""Finds the file that a row names, inside the source's media root and nowhere else."""
+
+import base64
+import binascii
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from mmsft.errors import DataError
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+
+
+def resolve(ref: str | bytes, root: Path, row: str) -> Path | bytes:
+    """Returns where a medium lies, or its bytes.
+
+    Args:
+        ref: a path, absolute or relative to `root`; a ``file://`` URL; a base64 ``data:`` URI; or the file's bytes.
+        root: the media root. Links are followed, and what they lead to must lie inside it too.
+        row: the row's id, for errors.
+
+    Raises:
+        DataError: no such file, one outside of the root, one that must be downloaded first, or broken base64.
+    """
+    if isinstance(ref, bytes):
+        if not ref:
+            raise DataError(f"{row}: a medium of 0 bytes; mend or remove the row")
+        return ref
+    if ref.startswith("data:"):
+        return _decode(ref, row)
+    return _find(_local(ref, row), root, row)
+
+
+def _decode(uri: str, row: str) -> bytes:
+    header, comma, payload = uri.partition(",")
+    if not comma or not header.endswith(";base64"):
+        raise DataError(f"{row}: {_short(uri)} isn't base64; write data:image/png;base64,...")
+    try:
+        data = base64.b64decode("".join(payload.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"{row}: {_short(uri)} is broken base64: {error}; encode the file again") from None
+    if not data:
+        raise DataError(f"{row}: {_short(uri)} holds 0 bytes; mend or remove the row")
+    return data
+
+
+def _local(ref: str, row: str) -> str:
+    scheme = _SCHEME.match(ref)
+    if not scheme:
+        return ref
+    if scheme[1].lower() != "file":
+        raise DataError(
+            f"{row}: {_short(ref)} is on the network, and training reads local files only; download it first and "
+            "name the file relative to media_root"
+        )
+    return unquote(urlsplit(ref).path)
+
+
+def _find(ref: str, root: Path, row: str) -> Path:
+    root = root.resolve()
+    try:
+        path = (root / ref).resolve()
+        inside, found, folder = path.is_relative_to(root), path.is_file(), path.is_dir()
+    except (OSError, ValueError, RuntimeError) as error:
+        # A name of thousands of letters or in a folder that may not be entered, one with a NUL, a loop of links.
+        cause = error.strerror if isinstance(error, OSError) else error
+        raise DataError(f"{row}: {_short(ref)} can't be looked up in {root}: {cause}; mend the name") from None
+    if not inside:
+        raise DataError(
+            f"{row}: {_short(ref)} leads to {path}, outside of the media root {root}; move the file inside, or set "
+            "the source's media_root to a folder that holds all of its media"
+        )
+    if folder:
+        raise DataError(f"{row}: {_short(ref)} is a folder in the media root {root}; name a file")
+    if not found:
+        missing = next(part for part in [*reversed(path.parents), path] if not part.exists())
+        what = "no such file" if missing == path else f"no folder {missing.relative_to(root)}"
+        raise DataError(f"{row}: {_short(ref)}: {what} in the media root {root}; fetch it, or mend media_root")
+    return path
+
+
+def _short(ref: str) -> str:
+    return repr(ref if len(ref) <= 200 else f"{ref[:60]}...")

@@ -1,0 +1,159 @@
+"""A recipe opened: the rows of all its sources, which are trained on and which are held out."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mmsft import assets
+from mmsft.config import RecipeConfig, SourceConfig
+from mmsft.data.formats import Format, format_named
+from mmsft.data.media import resolve
+from mmsft.data.sources import Rows, open_rows
+from mmsft.errors import ConfigError, DataError, suggest
+from mmsft.types import Conversation, Ints, Media, Part, Record, Turn
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One of a recipe's sources, opened."""
+
+    name: str
+    config: SourceConfig
+    rows: Rows
+    format: Format
+    root: Path
+
+    def conversation(self, row: int) -> Conversation:
+        """Reads a row; its media refs become absolute paths or bytes.
+
+        Raises:
+            DataError: the row can't be read, isn't in the format, or a medium isn't where it should be.
+        """
+        record = self.rows[row]
+        row_id = self.rows.row_id(row)
+        conversation = self.format(record, row_id)
+        turns = tuple(self._locate(turn, row_id) for turn in conversation.turns)
+        tags = {name: str(record[name]) for name in self.config.tags if name in record}
+        return replace(conversation, turns=turns, tags={**conversation.tags, **tags})
+
+    def keeps(self, record: Record) -> bool:
+        """Tells whether the source's `where` admits the row."""
+        return all(str(record.get(name)) in values for name, values in self.config.where.items())
+
+    def _locate(self, turn: Turn, row_id: str) -> Turn:
+        if not turn.media:
+            return turn
+        return replace(turn, parts=tuple(self._place(part, row_id) for part in turn.parts))
+
+    def _place(self, part: Part, row_id: str) -> Part:
+        if not isinstance(part, Media):
+            return part
+        file = resolve(part.ref, self.root, row_id)
+        return replace(part, ref=file if isinstance(file, bytes) else str(file))
+
+
+class Mixture:
+    """The rows of a recipe.
+
+    Attributes:
+        sources: the sources, the validation file's last where there is one.
+        train: [n, 2] (source, row) of what is trained on, in the order of the sources.
+        held_out: [m, 2] likewise of what is held out.
+    """
+
+    def __init__(self, recipe: RecipeConfig, seed: int) -> None:
+        """Opens the sources.
+
+        Args:
+            recipe: names the sources and the split.
+            seed: decides which rows a validation fraction holds out.
+
+        Raises:
+            ConfigError: a source, format or filter that selects nothing.
+        """
+        configs = list(recipe.sources)
+        split = recipe.validation
+        if split and split.file:
+            configs.append(split.file)
+        names = (*recipe.source_names, "validation")
+        self.sources = tuple(open_source(config, name) for config, name in zip(configs, names, strict=False))
+        picked = [_pick(source) for source in self.sources]
+        pairs = [np.stack([np.full(len(rows), number), rows], 1) for number, rows in enumerate(picked)]
+        held = np.zeros(len(pairs), bool)
+        if split and split.file:
+            held[-1] = True
+        elif split and split.source:
+            held[recipe.source_names.index(split.source)] = True
+        train = np.concatenate([rows for rows, out in zip(pairs, held, strict=True) if not out])
+        out_rows = [rows for rows, out in zip(pairs, held, strict=True) if out]
+        if split and split.fraction:
+            drawn = np.array([self._drawn(pair, seed, split.fraction) for pair in train], bool)
+            train, out_rows = train[~drawn], [train[drawn]]
+        self.train: Ints = train
+        self.held_out: Ints = np.concatenate(out_rows) if out_rows else np.zeros((0, 2), np.int64)
+        if split and not len(self.held_out):
+            raise ConfigError(f"recipe.validation holds out none of {len(train)} rows; hold out a larger fraction")
+
+    def conversation(self, pair: Ints) -> Conversation:
+        """Reads the row (source, row)."""
+        return self.sources[pair[0]].conversation(int(pair[1]))
+
+    def row_id(self, pair: Ints) -> str:
+        """Returns the id of the row (source, row), also of one that can't be read."""
+        return self.sources[pair[0]].rows.row_id(int(pair[1]))
+
+    def _drawn(self, pair: Ints, seed: int, fraction: float) -> bool:
+        """Draws by the media where there are some, so that no picture is on both sides of the split."""
+        try:
+            turns = self.conversation(pair).turns
+        except DataError:
+            return False
+        media = sorted(str(medium) for turn in turns for medium in turn.media)
+        key = "\n".join(media) or self.row_id(pair)
+        number = int.from_bytes(hashlib.sha256(f"held out {seed} {key}".encode()).digest()[:8], "little")
+        return number < fraction * 2**64
+
+
+def open_source(config: SourceConfig, name: str) -> Source:
+    """Opens one source.
+
+    Raises:
+        ConfigError: no such file, format or media root.
+    """
+    path = assets.resolve(config.path)
+    root = assets.resolve(config.media_root) if config.media_root else path.parent
+    if not root.is_dir():
+        raise ConfigError(f"source {name!r}: media_root {str(root)!r} is not a folder")
+    return Source(name, config, open_rows(path), format_named(config.format), root.resolve())
+
+
+def _pick(source: Source) -> Ints:
+    """Returns the rows that `where` and `limit` leave."""
+    rows = np.arange(len(source.rows))
+    if source.config.where:
+        rows = np.array([row for row in rows if _kept(source, int(row))], np.int64)
+    rows = rows[: source.config.limit]
+    if not len(rows):
+        raise ConfigError(f"source {source.name!r}: no row is left{_why_none(source)}")
+    return rows
+
+
+def _kept(source: Source, row: int) -> bool:
+    try:
+        return source.keeps(source.rows[row])
+    except DataError:
+        return True  # a row that can't be read is for the ledger, not for a filter
+
+
+def _why_none(source: Source) -> str:
+    if not source.config.where or not len(source.rows):
+        return "; the file has none"
+    first: Mapping[str, object] = source.rows[0]
+    for name, values in source.config.where.items():
+        if name not in first:
+            return f" by `where`: rows have no column {name!r}{suggest(name, first)}"
+        return f" by `where: {{{name}: {', '.join(values)}}}`; the first row has {first[name]!r}"
+    return ""

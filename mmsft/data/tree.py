@@ -1,0 +1,181 @@
+"""Threads joined into a tree of tokens, in which what they share stands once, and taken apart again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from mmsft.types import Encoded, Ints, Media, Placed, Segment, Targets
+
+
+@dataclass(slots=True)
+class _Node:
+    """Tokens `start` to `end` of thread `thread`."""
+
+    thread: int
+    start: int
+    end: int
+    children: list["_Node"] = field(default_factory=list)
+
+
+def join(threads: Sequence[Encoded]) -> Encoded:
+    """Joins threads by their longest common prefixes; the targets of all are kept.
+
+    A thread that is the beginning of another one disappears in it.
+
+    Args:
+        threads: chains of one conversation, at least one.
+    """
+    if len(threads) == 1:
+        return threads[0]
+    keys = _keys(threads)
+    root = _Node(-1, 0, 0)
+    for index in range(len(threads)):
+        _insert(root, keys, index)
+    return _flat(root, threads, keys)
+
+
+def threads(encoded: Encoded) -> list[Encoded]:
+    """Takes a tree apart into its threads, each target in the first thread that says it."""
+    parents = {segment.parent for segment in encoded.segments}
+    leaves = [index for index in range(len(encoded.segments)) if index not in parents]
+    paths = [_path(encoded, leaf) for leaf in leaves]
+    owner = _owners(encoded, paths)
+    return [_thread(encoded, path, owner == index) for index, path in enumerate(paths)]
+
+
+def shared(first: Encoded, second: Encoded) -> int:
+    """Returns how many tokens two threads begin with in common."""
+    one, other = _keys((first, second))
+    return _common(one, other)
+
+
+def _keys(threads: Sequence[Encoded]) -> list[Ints]:
+    """Returns each thread's ids, with numbers below 0 at slots: equal for equal places in equal media."""
+    numbers: dict[tuple[Media, int], int] = {}
+    keys = []
+    for thread in threads:
+        key = thread.input_ids.copy()
+        for placed in thread.media:
+            first = numbers.setdefault((placed.media, len(placed.slots)), -1 - sum(slots for _, slots in numbers))
+            key[placed.slots] = first - np.arange(len(placed.slots))
+        keys.append(key)
+    return keys
+
+
+def _common(one: Ints, other: Ints) -> int:
+    length = min(len(one), len(other))
+    different = np.flatnonzero(one[:length] != other[:length])
+    return int(different[0]) if len(different) else length
+
+
+def _insert(root: _Node, keys: list[Ints], index: int) -> None:
+    key, at, node = keys[index], 0, root
+    while at < len(key):
+        child = next((child for child in node.children if keys[child.thread][child.start] == key[at]), None)
+        if child is None:
+            node.children.append(_Node(index, at, len(key)))
+            return
+        # A child begins as deep in its own thread as here: what is above it is shared.
+        length = _common(keys[child.thread][child.start : child.end], key[at:])
+        at += length
+        if at < child.end and at < len(key):
+            rest = _Node(child.thread, at, child.end, child.children)
+            child.end, child.children = at, [rest]
+        elif at < child.end:
+            return
+        node = child
+
+
+def _flat(root: _Node, threads: Sequence[Encoded], keys: list[Ints]) -> Encoded:
+    segments: list[Segment] = []
+    nodes: list[_Node] = []
+    pending = [(child, -1) for child in reversed(root.children)]
+    while pending:
+        node, parent = pending.pop()
+        start = segments[-1].end if segments else 0
+        segments.append(Segment(start, start + node.end - node.start, parent))
+        nodes.append(node)
+        pending.extend((child, len(nodes) - 1) for child in reversed(node.children))
+    places = [_places(nodes, segments, key, keys) for key in keys]
+    first = threads[0]
+    media = [
+        Placed(placed.media, places[node.thread][placed.slots])
+        for node in nodes
+        for placed in threads[node.thread].media
+        if len(placed.slots) and node.start <= placed.slots[0] < node.end
+    ]
+    return Encoded(
+        id=first.id,
+        input_ids=np.concatenate([threads[node.thread].input_ids[node.start : node.end] for node in nodes]),
+        positions=np.concatenate([np.arange(node.start, node.end) for node in nodes]),
+        segments=tuple(segments),
+        targets=Targets(
+            position=np.concatenate([place[t.targets.position] for place, t in zip(places, threads, strict=True)]),
+            token=np.concatenate([thread.targets.token for thread in threads]),
+            weight=np.concatenate([thread.targets.weight for thread in threads]),
+        ),
+        media=tuple(media),
+        source=first.source,
+    )
+
+
+def _places(nodes: list[_Node], segments: list[Segment], key: Ints, keys: list[Ints]) -> Ints:
+    """Returns where each token of a thread lies in the tree."""
+    places = np.empty(len(key), np.int64)
+    at, parent = 0, -1
+    while at < len(key):
+        index = next(
+            index
+            for index, (node, segment) in enumerate(zip(nodes, segments, strict=True))
+            if segment.parent == parent and keys[node.thread][node.start] == key[at]
+        )
+        length = min(segments[index].end - segments[index].start, len(key) - at)
+        places[at : at + length] = segments[index].start + np.arange(length)
+        at, parent = at + length, index
+    return places
+
+
+def _path(encoded: Encoded, leaf: int) -> Ints:
+    """Returns the token indices from the root to a leaf segment's end."""
+    parts = []
+    while leaf >= 0:
+        segment = encoded.segments[leaf]
+        parts.append(np.arange(segment.start, segment.end))
+        leaf = segment.parent
+    return np.concatenate(parts[::-1])
+
+
+def _owners(encoded: Encoded, paths: list[Ints]) -> Ints:
+    """Returns the thread of each target: the first in which its token follows its position, else the first there."""
+    position, token = encoded.targets.position, encoded.targets.token
+    owner = np.full(len(position), -1, np.int64)
+    for follows in (True, False):
+        for index, path in enumerate(paths):
+            at = np.full(len(encoded), -1, np.int64)
+            at[path] = np.arange(len(path))
+            here = at[position]
+            fits = (owner < 0) & (here >= 0)
+            if follows:
+                after = path[np.minimum(here + 1, len(path) - 1)]
+                fits &= (here + 1 < len(path)) & (encoded.input_ids[after] == token)
+            owner[fits] = index
+    return owner
+
+
+def _thread(encoded: Encoded, path: Ints, mine: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Encoded:
+    at = np.full(len(encoded), -1, np.int64)
+    at[path] = np.arange(len(path))
+    targets = encoded.targets
+    return replace(
+        encoded,
+        input_ids=encoded.input_ids[path],
+        positions=np.arange(len(path)),
+        segments=(Segment(0, len(path)),),
+        targets=Targets(at[targets.position[mine]], targets.token[mine], targets.weight[mine]),
+        media=tuple(
+            Placed(placed.media, at[placed.slots])
+            for placed in encoded.media
+            if len(placed.slots) and at[placed.slots[0]] >= 0
+        ),
+    )

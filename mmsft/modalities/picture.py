@@ -1,0 +1,151 @@
+"""Reads pictures: size from the header, pixels as a tower wants them, and a DataError for what is no honest picture."""
+
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from mmsft.errors import DataError
+from mmsft.modalities.spec import File
+from mmsft.types import Grid
+
+MAX_PIXELS = 100_000_000
+"""A picture of more pixels is refused before it is decoded: 300 MB a picture in each data worker."""
+
+Aspect: TypeAlias = Literal["pad", "crop", "stretch"]
+Colour: TypeAlias = tuple[float, float, float]
+
+# Pillow's decoders report a broken file by whatever they run into first.
+_BROKEN = (
+    OSError, SyntaxError, ValueError, TypeError, EOFError, LookupError, AttributeError, ArithmeticError, struct.error,
+    zlib.error,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a tower expects of a picture, and the features it makes of it.
+
+    Attributes:
+        height: of its input in pixels.
+        width: of its input in pixels.
+        mean: subtracted from each channel of 0 … 1.
+        std: divides each channel.
+        interpolation: how pictures are resized.
+        aspect: ``pad`` to the input's shape with the mean colour (LLaVA-1.5), ``crop`` the middle, or ``stretch``.
+        grid: rows × columns of features.
+    """
+
+    height: int
+    width: int
+    mean: Colour
+    std: Colour
+    interpolation: Literal["bicubic", "bilinear", "lanczos", "nearest"]
+    aspect: Aspect
+    grid: Grid
+
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Returns an RGB picture as the tower's input [3, height, width], float32."""
+        fitted = np.array(self._fitted(image), dtype=np.float32) / 255
+        normal = (fitted - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
+        return torch.from_numpy(normal).permute(2, 0, 1).contiguous()
+
+    def blank(self) -> Tensor:
+        """Returns a picture of the mean colour."""
+        return torch.zeros(3, self.height, self.width)
+
+    def _fitted(self, image: Image.Image) -> Image.Image:
+        size, method = (self.width, self.height), Image.Resampling[self.interpolation.upper()]
+        if self.aspect == "stretch":
+            return image.resize(size, method)
+        if self.aspect == "crop":
+            return ImageOps.fit(image, size, method)
+        # A strip of 1 × 10,000 would become a square of 100 million pixels: such pictures shrink before they are padded.
+        factor = max(image.width // (4 * self.width), image.height // (4 * self.height))
+        if factor > 1:
+            image = image.reduce(factor)
+        whole = (max(image.width, round(image.height * self.width / self.height)),
+                 max(image.height, round(image.width * self.height / self.width)))  # fmt: skip
+        canvas = Image.new("RGB", whole, tuple(int(255 * value) for value in self.mean))
+        canvas.paste(image, ((whole[0] - image.width) // 2, (whole[1] - image.height) // 2))
+        return canvas.resize(size, method)
+
+
+def check_picture(file: File) -> None:
+    """Reads a picture's header.
+
+    Raises:
+        DataError: it isn't a picture, or one of more than `MAX_PIXELS`.
+    """
+    with _opened(file):
+        pass
+
+
+def read_picture(file: File) -> Image.Image:
+    """Decodes a picture to RGB, upright; transparency becomes white, an animation its first frame.
+
+    Raises:
+        DataError: it isn't a picture, is cut off, too large, or has no 8 or 16 bits a channel.
+    """
+    with _opened(file) as image:
+        try:
+            return _rgb(ImageOps.exif_transpose(image), file)
+        except _BROKEN as error:
+            raise DataError(
+                f"{_name(file)}: the picture can't be decoded ({error}); is the file whole? Fetch it again, or leave out its row"
+            ) from error
+
+
+def _rgb(image: Image.Image, file: File) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion cuts every value above 255 to white.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in {"I", "F"}:
+        raise DataError(
+            f"{_name(file)}: pixels are 32-bit numbers (mode {image.mode}) whose range nobody states; "
+            "convert the picture to 8 or 16 bits a channel"
+        )
+    if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
+        over = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
+    return image.convert("RGB")
+
+
+@contextmanager
+def _opened(file: File) -> Iterator[Image.Image]:
+    try:
+        with warnings.catch_warnings():
+            # Our own limit decides; Pillow warns below it and raises above.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(BytesIO(file) if isinstance(file, bytes) else file)
+    except Image.DecompressionBombError as error:
+        raise DataError(_too_large(file, str(error).split("(")[-1].split(" pixels")[0])) from None
+    except FileNotFoundError:
+        raise DataError(f"{_name(file)}: no such file") from None
+    except _BROKEN as error:
+        raise DataError(f"{_name(file)}: not a picture that Pillow can read ({error})") from error
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            raise DataError(_too_large(file, f"{image.width} × {image.height}"))
+        yield image
+
+
+def _too_large(file: File, size: str) -> str:
+    return (
+        f"{_name(file)}: {size} pixels by its header, more than the limit of {MAX_PIXELS:,}; "
+        "a decompression bomb, or shrink it"
+    )
+
+
+def _name(file: File) -> str:
+    return f"a picture of {len(file)} bytes inside the row" if isinstance(file, bytes) else str(Path(file))

@@ -1,0 +1,143 @@
+"""Picture towers of timm: its thousand image models, by their features before pooling."""
+
+# timm takes seconds to import, and most data workers need it not at all: it is imported where it is used.
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mmsft.assets import resolve
+from mmsft.errors import ConfigError, suggest
+from mmsft.modalities.hub import loading
+from mmsft.modalities.image import Picture
+from mmsft.modalities.picture import Aspect, Frame
+from mmsft.modalities.spec import Features
+from mmsft.types import Grid
+
+
+@dataclass(frozen=True)
+class Timm(Picture):
+    """Any image model of timm.
+
+    Attributes:
+        name: the model, e.g. ``tf_efficientnet_lite0``.
+        weights: a safetensors file (its classifier, if any, is left out); None = timm's own from the hub.
+        layer: the block or stage that is read, as in timm's `forward_intermediates`; None = what the model pools.
+        size: side of the picture in pixels; None = that of the weights.
+        aspect: how a picture that isn't square becomes so: pad, crop or stretch.
+    """
+
+    name: str
+    weights: str | None = None
+    layer: int | None = None
+    size: int | None = None
+    aspect: Aspect = "pad"
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size: at least 1 pixel, got {self.size}")
+
+    def frame(self) -> Frame:
+        """Returns what the tower expects and gives, by a dry run without weights."""
+        return _dry_run(self).frame
+
+    def encoder(self) -> nn.Module:
+        """Loads the tower, without its classifier."""
+        model = _create(self, pretrained=self.weights is None)
+        if self.weights is not None:
+            _load(model, self.name, self.weights)
+        return TimmEncoder(model, self, _dry_run(self).width)
+
+
+class TimmEncoder(nn.Module):
+    """A timm model that gives its features as a grid."""
+
+    def __init__(self, model: Any, spec: Timm, width: int) -> None:
+        super().__init__()
+        if spec.size is not None and hasattr(model, "set_input_size"):
+            model.set_input_size(img_size=spec.size)
+        self.intermediate = spec.layer is not None
+        if self.intermediate:
+            # Pruning counts what is left, so that what is read is the last from here on.
+            model.prune_intermediate_layers([spec.layer], prune_norm=True, prune_head=True)
+        self.model = model
+        self.width = width
+
+    def grid(self, pixels: Tensor) -> Tensor:
+        """Returns the features as they lie in the picture, [N, width, h, w]."""
+        features: Tensor
+        if self.intermediate:
+            options = {"indices": [-1], "norm": False, "intermediates_only": True, "output_fmt": "NCHW"}
+            (features,) = self.model.forward_intermediates(pixels, **options)
+            return features
+        features = self.model.forward_features(pixels)
+        if features.ndim == 4:
+            return features.permute(0, 3, 1, 2) if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else features
+        patches = features[:, getattr(self.model, "num_prefix_tokens", 0) :].transpose(1, 2)
+        embed = getattr(self.model, "patch_embed", None)
+        return patches.unflatten(2, getattr(embed, "grid_size", (1, patches.shape[2])))
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Features:
+        """Encodes ``pixels`` [N, 3, H, W]."""
+        return Features(self.grid(batch["pixels"]).flatten(2).transpose(1, 2))
+
+
+def _create(spec: Timm, pretrained: bool) -> Any:
+    import timm
+
+    known = timm.list_models()
+    if not timm.is_model(spec.name) and "/" not in spec.name:
+        raise ConfigError(f"timm has no model {spec.name!r}{suggest(spec.name, known)}; see timm.list_models()")
+    with loading("the timm tower", spec.name):
+        return timm.create_model(spec.name, pretrained=pretrained, num_classes=0)
+
+
+def _load(model: Any, name: str, weights: str) -> None:
+    path = resolve(weights)
+    try:
+        state = load_file(path)
+    except FileNotFoundError:
+        raise ConfigError(f"weights of {name}: {path}: no such file") from None
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"weights of {name}: {path} isn't a whole safetensors file: {error}") from error
+    heads = model.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else heads
+    state = {key: value for key, value in state.items() if key.rpartition(".")[0] not in heads}
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ConfigError(f"weights of {name}: {path} belongs to another model: {str(error)[:600]}") from None
+
+
+class _DryRun(NamedTuple):
+    width: int
+    frame: Frame
+
+
+@cache
+def _dry_run(spec: Timm) -> _DryRun:
+    """Runs the tower without weights or arithmetic, for its shapes."""
+    from timm.data import resolve_model_data_config
+
+    with torch.device("meta"), torch.no_grad():
+        model = _create(spec, pretrained=False)
+        stated = resolve_model_data_config(model)
+        height, width = (spec.size, spec.size) if spec.size else stated["input_size"][1:]
+        with loading("the timm tower", f"{spec.name}, layer {spec.layer}, {height} × {width} pixels"):
+            channels, rows, columns = TimmEncoder(model, spec, 0).grid(torch.empty(1, 3, height, width)).shape[1:]
+    frame = Frame(
+        height=height,
+        width=width,
+        mean=tuple(stated["mean"]),
+        std=tuple(stated["std"]),
+        interpolation=stated["interpolation"],
+        aspect=spec.aspect,
+        grid=Grid(1, rows, columns),
+    )
+    return _DryRun(channels, frame)

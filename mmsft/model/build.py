@@ -1,0 +1,50 @@
+"""Builds the root module that a config describes."""
+
+import logging
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from mmsft.config import ModelConfig
+from mmsft.errors import ConfigError
+from mmsft.model.decoder import load_decoder
+from mmsft.model.fusion import MultimodalModel
+from mmsft.model.new_tokens import add_new_tokens, grow_vocabulary
+from mmsft.model.tower import Tower
+from mmsft.model.tuning.lora import add_lora
+
+log = logging.getLogger(__name__)
+
+
+def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> MultimodalModel:
+    """Loads decoder and towers, and adds adapters, LoRA and new tokens as the config says.
+
+    Fresh parts draw from torch's global generator: seed it for the same ones again.
+
+    Raises:
+        ConfigError: a part can't be loaded, or names what isn't there.
+    """
+    decoder = load_decoder(config.decoder)
+    _fit_vocabulary(decoder, config, tokenizer)
+    if config.decoder.lora:
+        add_lora(decoder, config.decoder.lora)
+    width = decoder.get_input_embeddings().weight.shape[1]
+    towers = {name: Tower(tower.modality.value, tower.adapter.value, width) for name, tower in config.towers.items()}
+    model = MultimodalModel(decoder, towers)
+    model.find_head()
+    return model
+
+
+def _fit_vocabulary(decoder: PreTrainedModel, config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    new = [int(tokenizer.convert_tokens_to_ids(token)) for token in config.decoder.new_tokens]
+    known = len(tokenizer) - len(new)
+    if sorted(new) != list(range(known, len(tokenizer))):
+        raise ConfigError(
+            f"decoder.new_tokens: their ids {new} aren't the last of the tokenizer's {len(tokenizer)}; "
+            "load it with mmsft.model.load_tokenizer and the same config"
+        )
+    rows = len(decoder.get_input_embeddings().weight)
+    if known > rows:
+        log.warning("the tokenizer has %d tokens and the decoder %d: the others begin as the mean of these", known, rows)
+        grow_vocabulary(decoder, known, rows)
+    if new:
+        add_new_tokens(decoder, known, len(new))

@@ -1,0 +1,156 @@
+"""Writes a model as a folder that plain transformers loads, and compares the two."""
+
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from mmsft.adapters.spec import Adapter
+from mmsft.errors import CheckpointError, ConfigError
+from mmsft.modalities.spec import Modality
+from mmsft.model.fusion import MultimodalModel
+from mmsft.model.llava_layout import llava_problem, to_llava
+from mmsft.model.merged import merged_state
+from mmsft.model.modes import evaluating
+from mmsft.model.tower import Tower
+from mmsft.types import Batch
+
+# Of the largest logit: a merged weight is rounded once more, and layers amplify that. A wrong layout is off by about 1.
+_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float64: 1e-9}
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """What was written, and how far it is from the model.
+
+    Attributes:
+        folder: for `from_pretrained`.
+        layout: the class of transformers.
+        max_logit_difference: over all positions of the compared rows.
+        max_logit: the largest logit there, for comparison.
+        rows: how many rows were compared.
+    """
+
+    folder: Path
+    layout: str
+    max_logit_difference: float
+    max_logit: float
+    rows: int
+
+
+def export_problem(towers: Mapping[str, tuple[Modality, Adapter]]) -> str | None:
+    """Returns why no layout of transformers holds a model with these towers, or None; known before training."""
+    return llava_problem(towers) if towers else None
+
+
+def export_hf(
+    model: MultimodalModel, tokenizer: PreTrainedTokenizerFast, template: str, rows: Sequence[Batch], out: Path
+) -> Export:
+    """Writes the model for transformers; the folder appears whole, or not at all.
+
+    Args:
+        model: the root module; it stays as it is.
+        tokenizer: with the model's new tokens.
+        template: the chat template's text.
+        rows: compared: each batch's logits before and after.
+        out: a folder that doesn't exist yet.
+
+    Raises:
+        ConfigError: no layout holds the model, or `out` is taken.
+        CheckpointError: the logits differ, or the folder can't be written.
+    """
+    specs = {name: _spec(tower) for name, tower in model.towers.items()}
+    if problem := export_problem(specs):
+        raise ConfigError(f"no class of transformers holds this model: {problem}")
+    if out.exists():
+        raise ConfigError(f"{out} exists; name a folder that doesn't, or remove it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise CheckpointError(f"{out}: can't be written: {error}") from error
+    try:
+        layout = _write(model, tokenizer, template, aside)
+        result = _compare(model, aside, layout, rows, out)
+        aside.chmod(0o755)
+        os.rename(aside, out)
+    except OSError as error:
+        raise CheckpointError(f"{out}: can't be written: {error}; make room, or name another folder") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return result
+
+
+def _spec(tower: Any) -> tuple[Modality, Adapter]:
+    assert isinstance(tower, Tower)
+    return tower.modality, tower.adapter_spec
+
+
+def _write(model: MultimodalModel, tokenizer: PreTrainedTokenizerFast, template: str, folder: Path) -> str:
+    """Writes model, tokenizer and processor; returns the class's name."""
+    if model.towers:
+        llava = to_llava(model, tokenizer, template)
+        llava.model.save_pretrained(folder)
+        llava.processor.save_pretrained(folder)
+        return type(llava.model).__name__
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = template
+    clean = plain_decoder(model.decoder)
+    clean.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return type(clean).__name__
+
+
+def plain_decoder(decoder: PreTrainedModel) -> PreTrainedModel:
+    """Returns the decoder as an object of its own class, with LoRA and new tokens merged."""
+    with torch.device("meta"):
+        clean = type(decoder)(copy.deepcopy(decoder.config))
+    clean.load_state_dict(merged_state(decoder), strict=True, assign=True)
+    clean.tie_weights()
+    clean.generation_config = decoder.generation_config
+    return clean
+
+
+@torch.no_grad()
+def _compare(model: MultimodalModel, folder: Path, layout: str, rows: Sequence[Batch], out: Path) -> Export:
+    auto = AutoModelForImageTextToText if model.towers else AutoModelForCausalLM
+    weight = next(model.parameters())
+    loaded = auto.from_pretrained(folder, dtype=model.decoder.dtype).to(weight.device).eval()
+    difference, largest, count = 0.0, 0.0, 0
+    for batch in rows:
+        with evaluating(model):
+            ours = model.logits(batch)[batch.mask].float()
+        theirs = loaded(**_hf_inputs(loaded, batch)).logits[batch.mask].float()[:, : ours.shape[1]]
+        difference = max(difference, float((ours - theirs).abs().max()))
+        largest = max(largest, float(ours.abs().max()))
+        count += len(batch.ids)
+    limit = _TOLERANCE[model.decoder.dtype] * max(1.0, largest)
+    if not difference <= limit:
+        raise CheckpointError(
+            f"{out}: not written, since {layout} computes something else: its logits differ by up to {difference:.3g} "
+            f"on {count} rows, more than {limit:.3g} (largest logit {largest:.3g}); please report this with the config"
+        )
+    return Export(out, layout, difference, largest, count)
+
+
+def _hf_inputs(loaded: Any, batch: Batch) -> dict[str, Tensor]:
+    ids = batch.input_ids.clone()
+    inputs = {"input_ids": ids, "attention_mask": batch.mask.long()}
+    for media in batch.media.values():
+        ids.view(-1)[media.slots] = loaded.config.image_token_id
+        groups = [group.tensors["pixels"] for group in media.groups]
+        inputs["pixel_values"] = torch.stack([groups[use.group][use.index] for use in media.uses]).to(loaded.dtype)
+    return inputs

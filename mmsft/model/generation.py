@@ -1,0 +1,70 @@
+"""Continues prompts token by token."""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from mmsft.model.fusion import MultimodalModel
+from mmsft.model.modes import evaluating
+from mmsft.types import Batch
+
+
+@torch.no_grad()
+def generate(
+    model: MultimodalModel,
+    batch: Batch,
+    *,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+    temperature: float = 0.0,
+    seed: int | None = None,
+) -> list[list[int]]:
+    """Continues each row of a left-padded batch.
+
+    Settings that the decoder's authors ship with it (penalties, top-p) don't apply: what is measured is the model.
+
+    Args:
+        model: put in eval mode while it generates.
+        batch: prompts, padded at the left.
+        max_new_tokens: longest continuation.
+        stop_ids: tokens that end one; they aren't part of what is returned.
+        temperature: 0 takes the likeliest token, otherwise tokens are drawn.
+        seed: of the draws; None continues the global generator.
+
+    Returns:
+        The new ids of each row.
+    """
+    stops = sorted(stop_ids)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=stops or None,
+        pad_token_id=stops[0] if stops else 0,
+        use_cache=True,
+        **sampling,
+    )
+    devices = [batch.input_ids.device] if batch.input_ids.is_cuda else []
+    with _only(settings, model), evaluating(model), torch.random.fork_rng(devices, enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
+        new: Any = model.decoder.generate(inputs_embeds=model.embed(batch), attention_mask=batch.mask.long())
+    return [_until_stop(row, set(stops)) for row in new.tolist()]
+
+
+@contextmanager
+def _only(settings: GenerationConfig, model: MultimodalModel) -> Iterator[None]:
+    # What a configuration leaves out, transformers takes from the decoder's own, so that one has to go.
+    shipped = model.decoder.generation_config
+    model.decoder.generation_config = settings
+    try:
+        yield
+    finally:
+        model.decoder.generation_config = shipped
+
+
+def _until_stop(ids: list[int], stops: set[int]) -> list[int]:
+    end = next((index for index, token in enumerate(ids) if token in stops), len(ids))
+    return ids[:end]

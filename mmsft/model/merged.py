@@ -1,0 +1,26 @@
+"""A decoder's weights as its own class names them, with what was tuned beside them added."""
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mmsft.model.new_tokens import NewTokenEmbedding, NewTokenHead
+from mmsft.model.tuning.lora import merged_weight
+
+
+@torch.no_grad()
+def merged_state(decoder: PreTrainedModel) -> dict[str, Tensor]:
+    """Returns the state dict of an untuned decoder that computes the same: LoRA added, new tokens in their rows."""
+    tuned = (".lora_", ".new_input", ".new_output")
+    state: dict[str, Tensor] = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in decoder.state_dict().items()
+        if not any(part in name for part in tuned)
+    }
+    for name, module in decoder.named_modules():
+        if isinstance(module, LoraLayer):
+            state[f"{name}.weight"] = merged_weight(module)
+        elif isinstance(module, NewTokenEmbedding | NewTokenHead):
+            state[f"{name}.weight"] = module.weight
+    return state

@@ -1,0 +1,81 @@
+"""Rows for tokens that the decoder's vocabulary lacked, which learn while the old rows stay as they are."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from transformers import PreTrainedModel
+
+
+class NewTokenEmbedding(nn.Module):
+    """An embedding whose rows from `first` on are parameters of their own."""
+
+    def __init__(self, base: nn.Embedding, first: int, count: int) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.first = first
+        self.new_input = nn.Parameter(base.weight.detach()[first : first + count].clone())
+
+    @property
+    def weight(self) -> Tensor:
+        """All rows, [V, D], as one embedding would hold them."""
+        return _with_rows(self.base_layer.weight, self.new_input, self.first)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embeds ids of any shape."""
+        index = ids - self.first
+        new = (index >= 0) & (index < len(self.new_input))
+        # Gemma's embeddings are scaled by a factor of their module's.
+        own = F.embedding(index.clamp(0, len(self.new_input) - 1), self.new_input) * getattr(self.base_layer, "embed_scale", 1.0)
+        base: Tensor = self.base_layer(ids)
+        return torch.where(new[..., None], own.to(base.dtype), base)
+
+
+class NewTokenHead(nn.Module):
+    """A head whose rows from `first` on are parameters of their own, or those of a tied embedding."""
+
+    def __init__(self, base: nn.Linear, first: int, rows: nn.Parameter) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.first = first
+        self.new_output = rows
+
+    @property
+    def weight(self) -> Tensor:
+        """All rows, [V, D], as one linear layer would hold them."""
+        return _with_rows(self.base_layer.weight, self.new_output, self.first)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., D] → logits [..., V]."""
+        logits: Tensor = self.base_layer(hidden)
+        end = self.first + len(self.new_output)
+        bias = None if self.base_layer.bias is None else self.base_layer.bias[self.first : end]
+        own = F.linear(hidden, self.new_output.to(hidden.dtype), bias)
+        return torch.cat([logits[..., : self.first], own.to(logits.dtype), logits[..., end:]], -1)
+
+
+def grow_vocabulary(decoder: PreTrainedModel, size: int, known: int) -> None:
+    """Gives the decoder rows for ids up to `size`; those from `known` on become the mean of the rows before.
+
+    The mean is likely under the model's own distribution: a new token neither floods nor starves the softmax (Hewitt 2021).
+    """
+    if size > decoder.get_input_embeddings().weight.shape[0]:
+        decoder.resize_token_embeddings(size, mean_resizing=False)
+    with torch.no_grad():
+        for module in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
+            module.weight[known:size] = module.weight[:known].float().mean(0).to(module.weight.dtype)
+
+
+def add_new_tokens(decoder: PreTrainedModel, first: int, count: int) -> None:
+    """Puts the rows of ids `first` … `first` + `count` apart, so that they can learn without the others."""
+    embedding, head = decoder.get_input_embeddings(), decoder.get_output_embeddings()
+    tied = head.weight is embedding.weight
+    grow_vocabulary(decoder, first + count, first)
+    embedding, head = decoder.get_input_embeddings(), decoder.get_output_embeddings()
+    apart = NewTokenEmbedding(embedding, first, count)
+    rows = apart.new_input if tied else nn.Parameter(head.weight.detach()[first : first + count].clone())
+    decoder.set_input_embeddings(apart)
+    decoder.set_output_embeddings(NewTokenHead(head, first, rows))
+
+
+def _with_rows(weight: Tensor, rows: Tensor, first: int) -> Tensor:
+    return torch.cat([weight[:first], rows.to(weight.dtype), weight[first + len(rows) :]])

@@ -1,0 +1,67 @@
+"""A tower: an encoder of one modality and the adapter that turns its features into tokens."""
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from mmsft.adapters.spec import Adapter
+from mmsft.modalities.spec import Encoder, Features, Modality
+from mmsft.types import Grid
+
+
+class Tower(nn.Module):
+    """An encoder and its adapter.
+
+    A frozen encoder runs in eval mode and without gradient, whatever mode the model is in. BatchNorm stays in eval mode in
+    a learning one too: micro-batches of a few pictures would spoil its statistics, and a step's loss would depend on its split.
+    """
+
+    def __init__(self, modality: Modality, adapter: Adapter, width: int) -> None:
+        """Loads the encoder and builds a fresh adapter.
+
+        Args:
+            modality: gives the encoder.
+            adapter: gives the adapter's module.
+            width: of the decoder's embeddings.
+        """
+        super().__init__()
+        self.modality = modality
+        self.encoder = modality.encoder()
+        self.adapter_spec = adapter
+        self.adapter = adapter.build(cast(Encoder, self.encoder).width, width)
+
+    @property
+    def learns(self) -> bool:
+        """Whether any parameter of the tower asks for gradients."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    def forward(self, tensors: Mapping[str, Tensor], grid: Grid) -> Tensor:
+        """Encodes N distinct media of one shape → tokens [N, S, width]."""
+        learns = any(parameter.requires_grad for parameter in self.encoder.parameters())
+        self._set_modes(learns)
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            features = cast(Features, self.encoder(tensors))
+        tokens: Tensor = self.adapter(features, grid)
+        return tokens
+
+    def untouched(self) -> Tensor:
+        """Returns 0 with a gradient of 0 for all that learns, by way of a blank medium.
+
+        Ranks whose batches hold no medium of this modality must take part in the others' reductions.
+        """
+        like = next(self.parameters())
+        blank = self.modality.collate([self.modality.blank()])
+        tensors = {name: tensor.to(like.device) for name, tensor in blank.items()}
+        self._set_modes(learns=True)
+        features = cast(Features, self.encoder(tensors))
+        # What the adapter makes of it is multiplied by 0, so that any grid of as many features does.
+        tokens: Tensor = self.adapter(features, Grid(1, 1, features.values.shape[1]))
+        return tokens.float().sum() * 0
+
+    def _set_modes(self, learns: bool) -> None:
+        self.encoder.train(self.training and learns)
+        for module in self.encoder.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()

@@ -1,0 +1,1 @@
+"""Ways to tune a decoder with few parameters."""

@@ -1,0 +1,79 @@
+"""LoRA on the decoder's linear layers, by peft; towers are out of its reach."""
+
+import copy
+from fnmatch import fnmatchcase
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from mmsft.config import LoraConfig
+from mmsft.errors import ConfigError, suggest
+
+ALL = "all-linear"
+
+
+def add_lora(decoder: PreTrainedModel, config: LoraConfig) -> None:
+    """Puts fresh LoRA matrices beside the layers that the config's patterns name; B is zero, so nothing changes yet.
+
+    Raises:
+        ConfigError: a pattern names no linear layer.
+    """
+    names = targets(decoder, config.targets)
+    conv = isinstance(decoder.get_submodule(names[0]), Conv1D)
+    settings = PeftLoraConfig(
+        r=config.r,
+        lora_alpha=config.alpha,  # peft types it as int, and computes with it as a number
+        lora_dropout=config.dropout,
+        target_modules=names,
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+        fan_in_fan_out=conv,
+    )
+    inject_adapter_in_model(settings, decoder)
+    for name, parameter in decoder.named_parameters():
+        if ".lora_" in name:
+            # Beside weights held in bf16 the small updates of A and B would be rounded away.
+            parameter.data = parameter.data.float()
+
+
+def targets(decoder: PreTrainedModel, patterns: tuple[str, ...]) -> list[str]:
+    """Returns the full names of the linear layers that the patterns name, in the model's order.
+
+    A pattern is the last part of a name (``q_proj``), a glob of the whole name (``*.mlp.*``), or ``all-linear``: all
+    but the head.
+    """
+    head = decoder.get_output_embeddings()
+    linear = [
+        name
+        for name, module in decoder.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head and module is not getattr(head, "base_layer", None)
+    ]
+    chosen: set[str] = set()
+    for pattern in patterns:
+        matched = [name for name in linear if _matches(name, pattern)]
+        if not matched:
+            last = sorted({name.rpartition(".")[2] for name in linear})
+            raise ConfigError(
+                f"decoder.lora.targets: {pattern!r} names no linear layer of {type(decoder).__name__}"
+                f"{suggest(pattern, last)}; its layers end in {', '.join(last)}"
+            )
+        chosen.update(matched)
+    return [name for name in linear if name in chosen]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return pattern == ALL or name == pattern or name.endswith(f".{pattern}") or fnmatchcase(name, pattern)
+
+
+@torch.no_grad()
+def merged_weight(layer: LoraLayer) -> Tensor:
+    """Returns the weight of a layer with its LoRA added, as the layer stores it; the layer stays as it is."""
+    whole = copy.deepcopy(layer)
+    whole.merge(safe_merge=True)
+    weight: Tensor = whole.get_base_layer().weight
+    return weight.detach()

@@ -1,0 +1,92 @@
+"""Saves and loads weights as safetensors whose metadata say what they belong to."""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from mmsft.errors import CheckpointError, suggest
+from mmsft.model.fusion import MultimodalModel
+from mmsft.model.names import named_parameters
+from mmsft.model.tower import Tower
+
+_FORMAT = "mmsft weights 1"
+
+
+def save_weights(model: MultimodalModel, path: Path, names: set[str]) -> None:
+    """Writes some of the model's weights.
+
+    Args:
+        model: the root module.
+        path: the file to write.
+        names: canonical names of what is written.
+
+    Raises:
+        OSError: the disk is full or can't be written.
+    """
+    parameters = named_parameters(model)
+    tensors = {name: parameters[name].detach().cpu().contiguous() for name in sorted(names)}
+    metadata = {"format": _FORMAT, "mmsft": version("mmsft"), "classes": json.dumps(classes(model))}
+    try:
+        save_file(tensors, path, metadata)
+    except SafetensorError as error:
+        raise OSError(f"{path}: {error}") from error
+
+
+@torch.no_grad()
+def load_weights(model: MultimodalModel, path: Path) -> set[str]:
+    """Loads what `save_weights` wrote into a model of the same classes; nothing is loaded unless all of it fits.
+
+    Returns:
+        The canonical names of what was loaded.
+
+    Raises:
+        CheckpointError: the file is damaged, of another model, or a tensor has another shape.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: can't be read ({error}); start from another checkpoint") from error
+    parameters = named_parameters(model)
+    problems = _class_problems(metadata, classes(model))
+    for name, tensor in tensors.items():
+        if name not in parameters:
+            problems.append(f"{name} isn't in the model{suggest(name, parameters)}")
+        elif parameters[name].shape != tensor.shape:
+            problems.append(f"{name} is {list(tensor.shape)} there and {list(parameters[name].shape)} in the model")
+    if problems:
+        more = f"\n  … and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise CheckpointError(
+            f"{path}: these weights are of another model; set model.* of the config as it was when they were saved\n  "
+            + "\n  ".join(problems[:10])
+            + more
+        )
+    for name, tensor in tensors.items():
+        parameters[name].copy_(tensor)
+    return set(tensors)
+
+
+def classes(model: MultimodalModel) -> dict[str, str]:
+    """Returns the classes that the model is made of, by part."""
+    found = {"decoder": type(model.decoder).__name__}
+    for name, tower in model.towers.items():
+        assert isinstance(tower, Tower)
+        found[f"towers.{name}.encoder"] = type(tower.encoder).__name__
+        found[f"towers.{name}.adapter"] = type(tower.adapter).__name__
+    return found
+
+
+def _class_problems(metadata: dict[str, str], now: dict[str, str]) -> list[str]:
+    if metadata.get("format") != _FORMAT:
+        return [f"the file's format is {metadata.get('format')!r}, expected {_FORMAT!r}: was it saved by mmsft?"]
+    saved: dict[str, str] = json.loads(metadata["classes"])
+    return [
+        f"{part} is a {saved[part]} there and a {now[part]} in the model"
+        for part in saved
+        if part in now and saved[part] != now[part]
+    ]

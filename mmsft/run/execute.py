@@ -1,0 +1,249 @@
+"""Runs the stages of a config: trains, logs, evaluates, saves, and goes on from where it was stopped."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from torch.optim import Optimizer
+
+from mmsft.assistant import Assistant
+from mmsft.config import StageConfig, dump_config
+from mmsft.data.ledger import Ledger, Loss
+from mmsft.data.loader import Encoding, Share, Steps, held_out_batches, plan, read_steps
+from mmsft.data.mixture import Mixture
+from mmsft.data.order import permutation, rows_at
+from mmsft.errors import CheckpointError, ConfigError, DataError
+from mmsft.eval.loss import held_out_loss
+from mmsft.model.fusion import MultimodalModel
+from mmsft.model.names import fresh, named_parameters
+from mmsft.objectives import sft
+from mmsft.parallel import Ranks
+from mmsft.run.books import Books
+from mmsft.run.load import CONFIG, Run
+from mmsft.train import checkpoint as ckpt
+from mmsft.train.checkpoint import Checkpoint, State
+from mmsft.train.loop import Step, Trainer, train
+from mmsft.train.optim import build, freeze, select
+from mmsft.train.schedule import factor
+from mmsft.types import Ints
+
+# Settings that may change between the parts of one run, since they decide no weight.
+_FREE = ("out", "workers", "save", "loggers")
+
+
+@dataclass
+class Session:
+    """A run under way: what lasts over its stages.
+
+    Attributes:
+        kept: canonical names of the weights that differ from what the config loads.
+    """
+
+    run: Run
+    ranks: Ranks
+    model: MultimodalModel
+    kept: set[str]
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints lie."""
+        return self.run.folder / "checkpoints"
+
+
+def execute(run: Run) -> Iterator[tuple[StageConfig, Step, Assistant]]:
+    """Trains the run's stages, from the last complete checkpoint in its folder if there is one.
+
+    Yields:
+        The stage, the step just done, and the model as an assistant.
+
+    Raises:
+        MmsftError: the config doesn't fit its data or model, too many rows are lost, the loss diverges, or a
+            checkpoint can't be written.
+    """
+    config = run.config
+    last = newest(run.folder)
+    settings = deciding(run)
+    if last is not None:
+        _same_settings(last, settings)
+        if last.state.done and last.state.stage == len(config.stages) - 1:
+            return
+    ranks = Ranks(config.precision, config.loggers, run.folder)
+    with ranks.main_first():
+        model = run.model()
+    session = Session(run, ranks, model, fresh(named_parameters(model)))
+    if ranks.main:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        (run.folder / CONFIG).write_text(dump_config(config, run.origins), encoding="utf-8")
+    if config.loggers:
+        ranks.start_trackers(run.folder.name, {})
+    if last is not None:
+        session.kept |= ckpt.restore_weights(last.path, model)
+    first = 0 if last is None else last.state.stage + last.state.done
+    for number in range(first, len(config.stages)):
+        resumed = last if last is not None and last.state.stage == number else None
+        state = State(number, config.stages[number].name, 0, 0, config=settings)
+        yield from _stage(session, config.stages[number], resumed.state if resumed else state, resumed)
+    if config.loggers:
+        ranks.end()
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """Returns a run's last complete checkpoint."""
+    found = ckpt.complete(folder / "checkpoints")
+    return found[-1] if found else None
+
+
+def deciding(run: Run) -> dict[str, Any]:
+    """Returns the settings that decide the weights, as JSON has them."""
+    values = run.config.model_dump(mode="json", exclude=set(_FREE))
+    settings: dict[str, Any] = json.loads(json.dumps(values))
+    return settings
+
+
+def _same_settings(last: Checkpoint, settings: dict[str, Any]) -> None:
+    found = ckpt.differences(last.state.config, settings)
+    if found:
+        listed = "\n".join(f"  - {line}" for line in found[:12])
+        raise CheckpointError(
+            f"{last.path} is from another config:\n{listed}\n"
+            "take the settings back, give this run another `out`, or start it from these weights with `init_from`"
+        )
+
+
+def _stage(
+    session: Session, stage: StageConfig, state: State, resumed: Checkpoint | None
+) -> Iterator[tuple[StageConfig, Step, Assistant]]:
+    run, ranks, model = session.run, session.ranks, session.model
+    mixture = run.mixture(stage.recipe)
+    encoding = Encoding(run.encoder(stage.recipe), run.reader, int(stage.micro_batch.value))
+    if stage.init_from and resumed is None:
+        session.kept |= _init_from(stage.init_from, model)
+    optimizer = _optimizer(session, stage, mixture)
+    if resumed is not None:
+        names = named_parameters(model)
+        ckpt.restore_optimizer(resumed.path, optimizer, names)
+    model.checkpoint_activations(stage.activation_checkpointing)
+    steps = _steps(session, stage, mixture, encoding)
+    state = state.moved(steps=len(steps))
+    ledger = Ledger(len(mixture.train), stage.recipe.budget, state.ledger)
+    books = Books(run.folder, state, ledger, [source.name for source in mixture.sources], ranks)
+    trainer = Trainer(
+        model=ranks.wrap(model),
+        optimizer=optimizer,
+        objective=sft,
+        ranks=ranks,
+        factor=lambda step: factor(stage.schedule, step, len(steps)),
+        seed=run.order_seed(stage),
+        sources=len(mixture.sources),
+        clip=stage.clip,
+    )
+    assistant = Assistant(model, encoding.encoder, run.reader, ranks)
+    data = read_steps(steps, state.step, run.config.workers, pin=ranks.device.type == "cuda")
+    for step in train(trainer, data, len(steps)):
+        books.add(step)
+        over = step.number == len(steps)
+        improved = False
+        if stage.evaluate and (over or steps.due(stage.evaluate.every, step.number - 1)):
+            improved = _evaluate(session, trainer, stage, mixture, encoding, books)
+            over = over or _patience_is_over(stage, books.state)
+        if over or improved or steps.due(run.config.save.every, step.number - 1):
+            _save(session, books, optimizer, over, improved)
+        yield stage, step, assistant
+        if over:
+            break
+
+
+def _optimizer(session: Session, stage: StageConfig, mixture: Mixture) -> Optimizer:
+    names = named_parameters(session.model)
+    groups = select(names, stage.train)
+    freeze(names, groups)
+    learning = {name for group in groups for name in group.names}
+    _towers_have_media(session.run, stage, mixture, learning)
+    session.kept |= learning
+    return build(names, groups, stage.optimizer)
+
+
+def _towers_have_media(run: Run, stage: StageConfig, mixture: Mixture, learning: set[str]) -> None:
+    """Refuses to train a tower for which the recipe has no media."""
+    missing = {name for name in run.config.model.towers if any(n.startswith(f"towers.{name}.") for n in learning)}
+    for pair in mixture.train:
+        if not missing:
+            return
+        try:
+            turns = mixture.conversation(pair).turns
+        except DataError:
+            continue
+        missing -= {medium.modality for turn in turns for medium in turn.media}
+    if missing:
+        name = sorted(missing)[0]
+        raise ConfigError(
+            f"stage {stage.name}: the {name} tower learns, but none of the recipe's {len(mixture.train)} rows has "
+            f"{name} media; take towers.{name} out of `train`, or mend the recipe"
+        )
+
+
+def _init_from(folder: str, model: MultimodalModel) -> set[str]:
+    from mmsft import assets
+
+    path = assets.resolve(folder)
+    last = newest(path)
+    if last is None:
+        raise ConfigError(f"init_from: {str(path)!r} has no complete checkpoint; name a run folder of `mmsft train`")
+    return ckpt.restore_weights(last.path, model)
+
+
+def _steps(session: Session, stage: StageConfig, mixture: Mixture, encoding: Encoding) -> Steps:
+    ranks, seed = session.ranks, session.run.order_seed(stage)
+    rows = len(mixture.train)
+
+    @cache
+    def tokens(row: int) -> int:
+        return _tokens(mixture, encoding, mixture.train[row])
+
+    def length(index: int) -> int:
+        return tokens(int(rows_at(seed, rows, index, index + 1)[0]))
+
+    limit, starts = plan(stage.batch, stage.duration, rows, length)
+    return Steps(mixture, encoding, seed, stage.batch, limit, Share(ranks.rank, ranks.count), starts)
+
+
+def _tokens(mixture: Mixture, encoding: Encoding, pair: Ints) -> int:
+    try:
+        return len(encoding.row(mixture, pair))
+    except DataError:
+        return 0
+
+
+def _evaluate(
+    session: Session, trainer: Trainer, stage: StageConfig, mixture: Mixture, encoding: Encoding, books: Books
+) -> bool:
+    """Measures and books the held-out loss; returns whether it is the stage's lowest."""
+    ranks, rows = session.ranks, stage.evaluate.rows if stage.evaluate else None
+    order = permutation(session.run.config.seed, 0, len(mixture.held_out))[:rows]
+    pairs = mixture.held_out[order][ranks.rank :: ranks.count]
+    losses: list[Loss] = []
+    batches = held_out_batches(mixture, encoding, pairs, losses)
+    loss = held_out_loss(session.model, batches, ranks, trainer.sources)
+    return books.evaluated(loss, losses, len(order))
+
+
+def _patience_is_over(stage: StageConfig, state: State) -> bool:
+    patience = stage.evaluate.patience if stage.evaluate else None
+    return patience is not None and state.stale >= patience
+
+
+def _save(session: Session, books: Books, optimizer: Optimizer, over: bool, improved: bool) -> None:
+    books.flush()
+    if session.ranks.main:
+        folder = session.checkpoints
+        state = books.state.moved(done=over)
+        names = named_parameters(session.model)
+        path = ckpt.save(folder, state, session.model, optimizer, names, session.kept)
+        if improved:
+            ckpt.mark_best(folder, path)
+        ckpt.prune(folder, session.run.config.save.keep)
+    session.ranks.wait()
+

@@ -1,0 +1,115 @@
+from pathlib import Path
+
+import pytest
+
+from mmsft.data.chat import ChatEncoder
+from mmsft.data.template import SHIPPED, resolve_template
+from mmsft.data.tokens import Tokenizer
+from mmsft.errors import ConfigError, DataError
+from tests.data.conftest import byte_level, sentence_piece
+from tests.data.dialogues import assistant, conversation, dialogue, learned, system, user
+
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions. "
+)
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+    "\n\n### Instruction:\nask 0\n\n### Response:reply 0</s>"
+)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 5])
+def test_vicuna_learns_each_reply_and_its_end_token(llama: Tokenizer, rounds: int) -> None:
+    encoder = ChatEncoder(llama, resolve_template("vicuna", llama))
+    encoded = encoder.encode(dialogue(rounds))
+    assert learned(encoder, encoded) == "".join(f" reply {i}</s>" for i in range(rounds))
+    talk = "".join(f"USER: ask {i} ASSISTANT: reply {i}</s>" for i in range(rounds))
+    assert encoder.render(dialogue(rounds)) == VICUNA + talk
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("plain", "ask 0reply 0\n"),
+        ("alpaca", ALPACA),
+        ("hash", "###Human: ask 0\n###Assistant: reply 0</s>\n"),
+    ],
+)
+def test_shipped_templates_write_the_published_form(llama: Tokenizer, name: str, text: str) -> None:
+    assert ChatEncoder(llama, resolve_template(name, llama)).render(dialogue(1)) == text
+
+
+def test_chatml_has_no_system_turn_of_its_own(chatml: Tokenizer) -> None:
+    encoder = ChatEncoder(chatml, resolve_template("chatml", chatml))
+    talk = "<|im_start|>user\nask 0<|im_end|>\n<|im_start|>assistant\nreply 0<|im_end|>\n"
+    assert encoder.render(dialogue(1)) == talk
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_shipped_templates_keep_the_prefix_rule(chatml: Tokenizer, name: str, rounds: int) -> None:
+    encoder = ChatEncoder(chatml, resolve_template(name, chatml))
+    said = learned(encoder, encoder.encode(dialogue(rounds)))
+    assert [said.count(f"reply {i}") for i in range(rounds)] == [1] * rounds
+    assert "ask" not in said
+
+
+@pytest.mark.parametrize("name", ["alpaca", "vicuna", "chatml", "hash"])
+def test_shipped_templates_take_a_system_turn(chatml: Tokenizer, name: str) -> None:
+    encoder = ChatEncoder(chatml, resolve_template(name, chatml))
+    assert encoder.render(conversation(system("Be kind."), user("a"), assistant("b"))).count("Be kind.") == 1
+
+
+def test_plain_refuses_a_system_turn(chatml: Tokenizer) -> None:
+    encoder = ChatEncoder(chatml, resolve_template("plain", chatml))
+    with pytest.raises(DataError, match="plain has no place for a system turn"):
+        encoder.encode(conversation(system("Be kind."), user("a"), assistant("b")))
+
+
+def test_the_first_token_is_put_only_if_the_tokenizer_puts_one_itself() -> None:
+    # SmolLM2's bos_token is <|im_start|>, which it doesn't put before a text.
+    named = byte_level(bos="<|im_start|>")
+    assert ChatEncoder(named, resolve_template("vicuna", named)).render(dialogue(1)).startswith("A chat")
+    tokenizer = sentence_piece()
+    tokenizer.bos = "<s>"
+    assert ChatEncoder(tokenizer, resolve_template("vicuna", tokenizer)).render(dialogue(1)).startswith("<s>A chat")
+
+
+def test_auto_is_the_tokenizers_own(chatml: Tokenizer) -> None:
+    chatml.hf.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    assert (
+        ChatEncoder(chatml, resolve_template("auto", chatml)).render(dialogue(1)) == "ask 0<|im_end|>reply 0<|im_end|>"
+    )
+
+
+def test_a_template_for_content_parts_gets_parts(chatml: Tokenizer) -> None:
+    chatml.hf.chat_template = "{% for m in messages %}{{ m.content[0].text }}<|im_end|>{% endfor %}"
+    template = resolve_template("auto", chatml)
+    assert template.as_parts
+    assert ChatEncoder(chatml, template).render(dialogue(1)) == "ask 0<|im_end|>reply 0<|im_end|>"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("auto", "has no chat template; choose plain, alpaca"),
+        ("vicunna", r"there is no 'vicunna' \(did you mean 'vicuna'\?\)"),
+        ("nowhere/mine.jinja", "nowhere/mine.jinja can't be read"),
+        ("syntax", "line 2: "),
+        ("mute", "doesn't show what a user says"),
+    ],
+)
+def test_a_template_that_can_not_serve_is_refused(chatml: Tokenizer, tmp_path: Path, name: str, message: str) -> None:
+    files = {"syntax": "a\n{% for %}", "mute": "hello"}
+    if name in files:
+        path = tmp_path / f"{name}.jinja"
+        path.write_text(files[name])
+        name = str(path)
+    with pytest.raises(ConfigError, match=message):
+        resolve_template(name, chatml)
+
+
+def test_chatml_needs_its_tokens(llama: Tokenizer) -> None:
+    with pytest.raises(ConfigError, match=r"chatml needs the tokens <\|im_end\|>, <\|im_start\|>"):
+        resolve_template("chatml", llama)
