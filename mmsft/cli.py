@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints. What is heavy is imported inside the commands."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -184,6 +185,7 @@ def _media(images: list[Path] | None, media: list[str] | None) -> "tuple[Media, 
 
 def main() -> None:
     """Runs the command line; an `MmsftError` becomes its message and exit code, without a traceback."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     debug = "--debug" in sys.argv
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:

@@ -97,7 +97,7 @@ def _title(model: type[BaseModel]) -> str:
 
 
 def _markdown(text: str) -> str:
-    return " ".join(text.replace("``", "`").split()).replace("|", "\\|")
+    return " ".join(text.replace("``", "`").replace("None =", "null =").split()).replace("|", "\\|")
 
 
 def _takes(field: FieldInfo) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from mmsft.adapters.spec import Adapter, Layout, Slots
 from mmsft.modalities.spec import Features

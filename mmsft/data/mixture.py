@@ -111,10 +111,13 @@ class Mixture:
             turns = self.conversation(pair).turns
         except DataError:
             return False
-        media = sorted(str(medium) for turn in turns for medium in turn.media)
-        key = "\n".join(media) or self.row_id(pair)
-        number = int.from_bytes(hashlib.sha256(f"held out {seed} {key}".encode()).digest()[:8], "little")
-        return number < fraction * 2**64
+        refs = sorted(_bytes(medium.ref) for turn in turns for medium in turn.media) or [_bytes(self.row_id(pair))]
+        digest = hashlib.sha256(b"\0".join([f"held out {seed}".encode(), *refs])).digest()
+        return int.from_bytes(digest[:8], "little") < fraction * 2**64
+
+
+def _bytes(ref: str | bytes) -> bytes:
+    return ref if isinstance(ref, bytes) else ref.encode(errors="surrogateescape")
 
 
 def open_source(config: SourceConfig, name: str) -> Source:

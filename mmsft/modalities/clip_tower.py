@@ -5,7 +5,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class Clip(Picture):
 class ClipEncoder(nn.Module):
     """A vision transformer cut off above the layer that is read: what lies above would cost time and never learn."""
 
-    def __init__(self, model: "PreTrainedModel", depth: int, cls: bool) -> None:
+    def __init__(self, model: Any, depth: int, cls: bool) -> None:
         super().__init__()
         model.encoder.layers = model.encoder.layers[:depth]
         model.post_layernorm = nn.Identity()
@@ -104,7 +104,9 @@ def clip_depth(config: "PretrainedConfig", spec: Clip) -> int:
     layers: int = config.num_hidden_layers
     depth = spec.layer if spec.layer >= 0 else layers + 1 + spec.layer
     if not 1 <= depth <= layers:
-        raise ConfigError(f"layer {spec.layer} of {spec.name!r}: it has {layers}; write 1 to {layers}, or -1 to {-layers}")
+        raise ConfigError(
+            f"layer {spec.layer} of {spec.name!r}: it has {layers}; write 1 to {layers}, or -1 to {-layers}"
+        )
     return depth
 
 

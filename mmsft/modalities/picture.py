@@ -70,7 +70,7 @@ class Frame:
             return image.resize(size, method)
         if self.aspect == "crop":
             return ImageOps.fit(image, size, method)
-        # A strip of 1 × 10,000 would become a square of 100 million pixels: such pictures shrink before they are padded.
+        # A strip of 1 × 10,000 would become a square of 100 million pixels: such ones shrink before they are padded.
         factor = max(image.width // (4 * self.width), image.height // (4 * self.height))
         if factor > 1:
             image = image.reduce(factor)
@@ -102,7 +102,8 @@ def read_picture(file: File) -> Image.Image:
             return _rgb(ImageOps.exif_transpose(image), file)
         except _BROKEN as error:
             raise DataError(
-                f"{_name(file)}: the picture can't be decoded ({error}); is the file whole? Fetch it again, or leave out its row"
+                f"{_name(file)}: the picture can't be decoded ({error}); is the file whole? "
+                "Fetch it again, or leave its row out"
             ) from error
 
 
@@ -136,7 +137,7 @@ def _opened(file: File) -> Iterator[Image.Image]:
         raise DataError(f"{_name(file)}: not a picture that Pillow can read ({error})") from error
     with image:
         if image.width * image.height > MAX_PIXELS:
-            raise DataError(_too_large(file, f"{image.width} × {image.height}"))
+            raise DataError(_too_large(file, f"{image.width} by {image.height}"))
         yield image
 
 

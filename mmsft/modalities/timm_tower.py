@@ -81,7 +81,8 @@ class TimmEncoder(nn.Module):
             return features.permute(0, 3, 1, 2) if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else features
         patches = features[:, getattr(self.model, "num_prefix_tokens", 0) :].transpose(1, 2)
         embed = getattr(self.model, "patch_embed", None)
-        return patches.unflatten(2, getattr(embed, "grid_size", (1, patches.shape[2])))
+        rows, columns = getattr(embed, "grid_size", (1, patches.shape[2]))
+        return patches.reshape(len(patches), -1, rows, columns)
 
     def forward(self, batch: Mapping[str, Tensor]) -> Features:
         """Encodes ``pixels`` [N, 3, H, W]."""
@@ -123,13 +124,13 @@ class _DryRun(NamedTuple):
 @cache
 def _dry_run(spec: Timm) -> _DryRun:
     """Runs the tower without weights or arithmetic, for its shapes."""
-    from timm.data import resolve_model_data_config
+    from timm.data.config import resolve_model_data_config
 
     with torch.device("meta"), torch.no_grad():
         model = _create(spec, pretrained=False)
         stated = resolve_model_data_config(model)
         height, width = (spec.size, spec.size) if spec.size else stated["input_size"][1:]
-        with loading("the timm tower", f"{spec.name}, layer {spec.layer}, {height} × {width} pixels"):
+        with loading("the timm tower", f"{spec.name}, layer {spec.layer}, {height} by {width} pixels"):
             channels, rows, columns = TimmEncoder(model, spec, 0).grid(torch.empty(1, 3, height, width)).shape[1:]
     frame = Frame(
         height=height,

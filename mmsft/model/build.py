@@ -1,6 +1,7 @@
 """Builds the root module that a config describes."""
 
 import logging
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -27,7 +28,8 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Mult
     _fit_vocabulary(decoder, config, tokenizer)
     if config.decoder.lora:
         add_lora(decoder, config.decoder.lora)
-    width = decoder.get_input_embeddings().weight.shape[1]
+    embedding: Any = decoder.get_input_embeddings()
+    width = embedding.weight.shape[1]
     towers = {name: Tower(tower.modality.value, tower.adapter.value, width) for name, tower in config.towers.items()}
     model = MultimodalModel(decoder, towers)
     model.find_head()
@@ -35,16 +37,20 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> Mult
 
 
 def _fit_vocabulary(decoder: PreTrainedModel, config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> None:
-    new = [int(tokenizer.convert_tokens_to_ids(token)) for token in config.decoder.new_tokens]
+    vocabulary = tokenizer.get_vocab()
+    new = [vocabulary.get(token, -1) for token in config.decoder.new_tokens]
     known = len(tokenizer) - len(new)
     if sorted(new) != list(range(known, len(tokenizer))):
         raise ConfigError(
             f"decoder.new_tokens: their ids {new} aren't the last of the tokenizer's {len(tokenizer)}; "
             "load it with mmsft.model.load_tokenizer and the same config"
         )
-    rows = len(decoder.get_input_embeddings().weight)
+    embedding: Any = decoder.get_input_embeddings()
+    rows = len(embedding.weight)
     if known > rows:
-        log.warning("the tokenizer has %d tokens and the decoder %d: the others begin as the mean of these", known, rows)
+        log.warning(
+            "the tokenizer has %d tokens and the decoder %d: the others begin as the mean of these", known, rows
+        )
         grow_vocabulary(decoder, known, rows)
     if new:
         add_new_tokens(decoder, known, len(new))

@@ -33,7 +33,8 @@ def load_tokenizer(config: DecoderConfig) -> PreTrainedTokenizerFast:
     for token in config.new_tokens:
         if token in known:
             raise ConfigError(
-                f"decoder.new_tokens: {token!r} is in the tokenizer of {config.name} already (id {known[token]}); leave it out"
+                f"decoder.new_tokens: {token!r} is in the tokenizer of {config.name} already (id {known[token]}); "
+                "leave it out"
             )
     if len(set(config.new_tokens)) != len(config.new_tokens):
         raise ConfigError(f"decoder.new_tokens: one is stated twice: {', '.join(config.new_tokens)}")
@@ -72,7 +73,9 @@ def _source(config: DecoderConfig) -> str:
     if path.is_dir() and not (path / "config.json").exists():
         files = sorted(path.glob("*.gguf"))
         if len(files) != 1:
-            raise ConfigError(f"{config.name}: {path} holds neither a config.json nor exactly one .gguf file ({len(files)})")
+            raise ConfigError(
+                f"{config.name}: {path} holds neither a config.json nor exactly one .gguf file ({len(files)})"
+            )
         path = files[0]
     return str(_converted(path)) if path.suffix == ".gguf" else name
 

@@ -128,7 +128,8 @@ def plain_decoder(decoder: PreTrainedModel) -> PreTrainedModel:
 def _compare(model: MultimodalModel, folder: Path, layout: str, rows: Sequence[Batch], out: Path) -> Export:
     auto = AutoModelForImageTextToText if model.towers else AutoModelForCausalLM
     weight = next(model.parameters())
-    loaded = auto.from_pretrained(folder, dtype=model.decoder.dtype).to(weight.device).eval()
+    loaded: Any = auto.from_pretrained(folder, dtype=model.decoder.dtype)
+    loaded.to(weight.device).eval()
     difference, largest, count = 0.0, 0.0, 0
     for batch in rows:
         with evaluating(model):

@@ -120,7 +120,7 @@ class MultimodalModel(nn.Module):
         if not self.head_apart:
             log.warning(
                 "%s scales or caps its logits outside the head (relative difference %.2g): they are computed at every "
-                "position, which costs memory for (tokens of a micro-batch) × (vocabulary)",
+                "position, which costs memory for tokens of a micro-batch times vocabulary",
                 type(self.decoder).__name__,
                 difference,
             )
@@ -146,9 +146,7 @@ def _features(tower: Tower, name: str, media: MediaBatch, batch: Batch) -> Tenso
     starts = [0]
     for group in groups:
         starts.append(starts[-1] + group.shape[0] * group.shape[1])
-    index = [
-        torch.arange(use.count) + starts[use.group] + use.index * use.count for use in media.uses
-    ]
+    index = [torch.arange(use.count) + starts[use.group] + use.index * use.count for use in media.uses]
     flat = torch.cat([group.flatten(0, 1) for group in groups])
     return flat.index_select(0, torch.cat(index).to(flat.device))
 

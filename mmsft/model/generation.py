@@ -47,10 +47,11 @@ def generate(
         **sampling,
     )
     devices = [batch.input_ids.device] if batch.input_ids.is_cuda else []
+    decoder: Any = model.decoder
     with _only(settings, model), evaluating(model), torch.random.fork_rng(devices, enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        new: Any = model.decoder.generate(inputs_embeds=model.embed(batch), attention_mask=batch.mask.long())
+        new = decoder.generate(inputs_embeds=model.embed(batch), attention_mask=batch.mask.long())
     return [_until_stop(row, set(stops)) for row in new.tolist()]
 
 

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -54,9 +54,7 @@ def llava_problem(towers: Mapping[str, tuple[Modality, Adapter]]) -> str | None:
     if not isinstance(modality, Clip):
         return f"LLaVA holds CLIP and SigLIP towers (kind clip), and towers.{name} is a {type(modality).__name__}"
     if adapter != Mlp2xGelu():
-        return (
-            f"LLaVA holds an mlp2x_gelu adapter without pool, norm and rms, and towers.{name}.adapter is {adapter}"
-        )
+        return f"LLaVA holds an mlp2x_gelu adapter without pool, norm and rms, and towers.{name}.adapter is {adapter}"
     return None
 
 
@@ -92,7 +90,7 @@ def to_llava(model: MultimodalModel, tokenizer: PreTrainedTokenizerFast, templat
     text, vocabulary = _text_state(model, image_id + 1)
     text_config = copy.deepcopy(model.decoder.config)
     text_config.vocab_size = vocabulary
-    strategy = "default" if has_cls(vision.config) and not spec.cls else "full"
+    strategy: Literal["default", "full"] = "default" if has_cls(vision.config) and not spec.cls else "full"
     config = LlavaConfig(
         vision_config=vision.config,
         text_config=text_config,
@@ -150,7 +148,7 @@ def _text_state(model: MultimodalModel, size: int) -> tuple[dict[str, Tensor], i
 
 
 def _name_of(root: torch.nn.Module, module: object) -> str:
-    return next(name for name, other in root.named_modules() if other is module)
+    return cast(str, next(name for name, other in root.named_modules() if other is module))
 
 
 def _processor(

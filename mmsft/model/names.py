@@ -50,7 +50,9 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     for name, parameter in model.named_parameters():
         stable = canonical(name)
         if stable in named:
-            raise ValueError(f"two parameters are called {stable!r}, one of them {name!r}: rename the module's attribute")
+            raise ValueError(
+                f"two parameters are called {stable!r}, one of them {name!r}: rename the module's attribute"
+            )
         named[stable] = parameter
     return named
 

@@ -1,8 +1,10 @@
 """Rows for tokens that the decoder's vocabulary lacked, which learn while the old rows stay as they are."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 
@@ -25,7 +27,9 @@ class NewTokenEmbedding(nn.Module):
         index = ids - self.first
         new = (index >= 0) & (index < len(self.new_input))
         # Gemma's embeddings are scaled by a factor of their module's.
-        own = F.embedding(index.clamp(0, len(self.new_input) - 1), self.new_input) * getattr(self.base_layer, "embed_scale", 1.0)
+        own = F.embedding(index.clamp(0, len(self.new_input) - 1), self.new_input) * getattr(
+            self.base_layer, "embed_scale", 1.0
+        )
         base: Tensor = self.base_layer(ids)
         return torch.where(new[..., None], own.to(base.dtype), base)
 
@@ -56,21 +60,23 @@ class NewTokenHead(nn.Module):
 def grow_vocabulary(decoder: PreTrainedModel, size: int, known: int) -> None:
     """Gives the decoder rows for ids up to `size`; those from `known` on become the mean of the rows before.
 
-    The mean is likely under the model's own distribution: a new token neither floods nor starves the softmax (Hewitt 2021).
+    The mean is likely under the model's own distribution: a new token neither floods nor starves the softmax.
     """
-    if size > decoder.get_input_embeddings().weight.shape[0]:
+    embedding: Any = decoder.get_input_embeddings()
+    if size > len(embedding.weight):
         decoder.resize_token_embeddings(size, mean_resizing=False)
+    both: tuple[Any, Any] = decoder.get_input_embeddings(), decoder.get_output_embeddings()
     with torch.no_grad():
-        for module in (decoder.get_input_embeddings(), decoder.get_output_embeddings()):
+        for module in both:
             module.weight[known:size] = module.weight[:known].float().mean(0).to(module.weight.dtype)
 
 
 def add_new_tokens(decoder: PreTrainedModel, first: int, count: int) -> None:
     """Puts the rows of ids `first` … `first` + `count` apart, so that they can learn without the others."""
-    embedding, head = decoder.get_input_embeddings(), decoder.get_output_embeddings()
-    tied = head.weight is embedding.weight
     grow_vocabulary(decoder, first + count, first)
-    embedding, head = decoder.get_input_embeddings(), decoder.get_output_embeddings()
+    embedding: Any = decoder.get_input_embeddings()
+    head: Any = decoder.get_output_embeddings()
+    tied = head.weight is embedding.weight
     apart = NewTokenEmbedding(embedding, first, count)
     rows = apart.new_input if tied else nn.Parameter(head.weight.detach()[first : first + count].clone())
     decoder.set_input_embeddings(apart)

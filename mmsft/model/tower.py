@@ -14,8 +14,8 @@ from mmsft.types import Grid
 class Tower(nn.Module):
     """An encoder and its adapter.
 
-    A frozen encoder runs in eval mode and without gradient, whatever mode the model is in. BatchNorm stays in eval mode in
-    a learning one too: micro-batches of a few pictures would spoil its statistics, and a step's loss would depend on its split.
+    A frozen encoder runs in eval mode and without gradient, whatever mode the model is in. BatchNorm stays in eval mode
+    in a learning one too: a few pictures would spoil its statistics, and a step's loss would depend on how it is split.
     """
 
     def __init__(self, modality: Modality, adapter: Adapter, width: int) -> None:

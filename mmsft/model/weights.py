@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from mmsft.errors import CheckpointError, suggest
 from mmsft.model.fusion import MultimodalModel
@@ -16,11 +17,11 @@ from mmsft.model.tower import Tower
 _FORMAT = "mmsft weights 1"
 
 
-def save_weights(model: MultimodalModel, path: Path, names: set[str]) -> None:
+def save_weights(model: nn.Module, path: Path, names: set[str]) -> None:
     """Writes some of the model's weights.
 
     Args:
-        model: the root module.
+        model: the root module, wrapped or not.
         path: the file to write.
         names: canonical names of what is written.
 
@@ -37,7 +38,7 @@ def save_weights(model: MultimodalModel, path: Path, names: set[str]) -> None:
 
 
 @torch.no_grad()
-def load_weights(model: MultimodalModel, path: Path) -> set[str]:
+def load_weights(model: nn.Module, path: Path) -> set[str]:
     """Loads what `save_weights` wrote into a model of the same classes; nothing is loaded unless all of it fits.
 
     Returns:
@@ -71,10 +72,13 @@ def load_weights(model: MultimodalModel, path: Path) -> set[str]:
     return set(tensors)
 
 
-def classes(model: MultimodalModel) -> dict[str, str]:
-    """Returns the classes that the model is made of, by part."""
-    found = {"decoder": type(model.decoder).__name__}
-    for name, tower in model.towers.items():
+def classes(model: nn.Module) -> dict[str, str]:
+    """Returns the classes that a model is made of, by part; what wraps the root module doesn't count."""
+    root = next((module for module in model.modules() if isinstance(module, MultimodalModel)), None)
+    if root is None:
+        return {"model": type(model).__name__}
+    found = {"decoder": type(root.decoder).__name__}
+    for name, tower in root.towers.items():
         assert isinstance(tower, Tower)
         found[f"towers.{name}.encoder"] = type(tower.encoder).__name__
         found[f"towers.{name}.adapter"] = type(tower.adapter).__name__

@@ -95,7 +95,9 @@ class Books:
         )
 
     def evaluated(self, loss: float, losses: Sequence[Loss], rows: int) -> bool:
-        """Books a held-out loss after the last step; returns whether it is the stage's lowest.
+        """Books a held-out loss after the last step; returns whether it is the stage's lowest so far.
+
+        That of before the first step is only written down: there is no checkpoint that it belongs to.
 
         Args:
             loss: over the rows that can be scored.
@@ -109,10 +111,10 @@ class Books:
         lost = [item for share in self._ranks.gather(list(losses)) for item in share]
         self._note(lost, self.state.step, held_out=True)
         Ledger(rows, self.ledger.budget).add(rows - len(lost), lost)
-        better = self.state.best is None or loss < self.state.best
-        self.state = self.state.moved(
-            best=loss if better else self.state.best, stale=0 if better else self.state.stale + 1
-        )
+        better = bool(self.state.step) and (self.state.best is None or loss < self.state.best)
+        if self.state.step:
+            best = loss if better else self.state.best
+            self.state = self.state.moved(best=best, stale=0 if better else self.state.stale + 1)
         if self._ranks.main:
             line = {"name": self.state.name, "held_out_loss": loss}
             self._log.write(self.state.stage, self.state.step, line)

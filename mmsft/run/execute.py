@@ -9,6 +9,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from mmsft import assets
 from mmsft.assistant import Assistant
 from mmsft.config import StageConfig, dump_config
 from mmsft.data.ledger import Ledger, Loss
@@ -65,9 +66,8 @@ def execute(run: Run) -> Iterator[tuple[StageConfig, Step, Assistant]]:
     """
     config = run.config
     last = newest(run.folder)
-    settings = deciding(run)
     if last is not None:
-        _same_settings(last, settings)
+        refuse_other_settings(last, run)
         if last.state.done and last.state.stage == len(config.stages) - 1:
             return
     ranks = Ranks(config.precision, config.loggers, run.folder)
@@ -84,7 +84,7 @@ def execute(run: Run) -> Iterator[tuple[StageConfig, Step, Assistant]]:
     first = 0 if last is None else last.state.stage + last.state.done
     for number in range(first, len(config.stages)):
         resumed = last if last is not None and last.state.stage == number else None
-        state = State(number, config.stages[number].name, 0, 0, config=settings)
+        state = State(number, config.stages[number].name, 0, 0, config=deciding(run))
         yield from _stage(session, config.stages[number], resumed.state if resumed else state, resumed)
     if config.loggers:
         ranks.end()
@@ -103,8 +103,13 @@ def deciding(run: Run) -> dict[str, Any]:
     return settings
 
 
-def _same_settings(last: Checkpoint, settings: dict[str, Any]) -> None:
-    found = ckpt.differences(last.state.config, settings)
+def refuse_other_settings(last: Checkpoint, run: Run) -> None:
+    """Compares a checkpoint's settings with the run's.
+
+    Raises:
+        CheckpointError: one that decides the weights differs.
+    """
+    found = ckpt.differences(last.state.config, deciding(run))
     if found:
         listed = "\n".join(f"  - {line}" for line in found[:12])
         raise CheckpointError(
@@ -141,6 +146,8 @@ def _stage(
         clip=stage.clip,
     )
     assistant = Assistant(model, encoding.encoder, run.reader, ranks)
+    if stage.evaluate and not state.step:
+        _evaluate(session, trainer, stage, mixture, encoding, books)
     data = read_steps(steps, state.step, run.config.workers, pin=ranks.device.type == "cuda")
     for step in train(trainer, data, len(steps)):
         books.add(step)
@@ -161,33 +168,35 @@ def _optimizer(session: Session, stage: StageConfig, mixture: Mixture) -> Optimi
     groups = select(names, stage.train)
     freeze(names, groups)
     learning = {name for group in groups for name in group.names}
-    _towers_have_media(session.run, stage, mixture, learning)
+    _refuse_idle_towers(session.run, stage, mixture, learning)
     session.kept |= learning
     return build(names, groups, stage.optimizer)
 
 
-def _towers_have_media(run: Run, stage: StageConfig, mixture: Mixture, learning: set[str]) -> None:
-    """Refuses to train a tower for which the recipe has no media."""
-    missing = {name for name in run.config.model.towers if any(n.startswith(f"towers.{name}.") for n in learning)}
+def towers_without_media(run: Run, mixture: Mixture) -> set[str]:
+    """Returns the towers for which no row of the recipe has media; stops reading once each has been seen."""
+    missing = set(run.config.model.towers)
     for pair in mixture.train:
         if not missing:
-            return
+            break
         try:
             turns = mixture.conversation(pair).turns
         except DataError:
             continue
         missing -= {medium.modality for turn in turns for medium in turn.media}
-    if missing:
-        name = sorted(missing)[0]
-        raise ConfigError(
-            f"stage {stage.name}: the {name} tower learns, but none of the recipe's {len(mixture.train)} rows has "
-            f"{name} media; take towers.{name} out of `train`, or mend the recipe"
-        )
+    return missing
+
+
+def _refuse_idle_towers(run: Run, stage: StageConfig, mixture: Mixture, learning: set[str]) -> None:
+    for name in sorted(towers_without_media(run, mixture)):
+        if any(parameter.startswith(f"towers.{name}.") for parameter in learning):
+            raise ConfigError(
+                f"stage {stage.name}: the {name} tower learns, but none of the recipe's {len(mixture.train)} rows has "
+                f"{name} media; take towers.{name} out of `train`, or mend the recipe"
+            )
 
 
 def _init_from(folder: str, model: MultimodalModel) -> set[str]:
-    from mmsft import assets
-
     path = assets.resolve(folder)
     last = newest(path)
     if last is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from mmsft import assets
@@ -75,7 +76,8 @@ class Run:
         return Mixture(recipe, self.config.seed)
 
     def model(self) -> MultimodalModel:
-        """Builds the model, with the weights that the config names."""
+        """Builds the model, with the weights that the config names; what is fresh follows from the seed."""
+        torch.manual_seed(self.config.seed)
         return build_model(self.config.model, self.tokenizer)
 
     def describe(self, model: MultimodalModel | None = None) -> str:

@@ -1,5 +1,6 @@
 """Opens a run folder's model to talk to, score or export."""
 
+from collections import Counter
 from pathlib import Path
 
 from mmsft.assistant import Assistant
@@ -13,7 +14,7 @@ from mmsft.parallel import Ranks
 from mmsft.run.load import Run, load_run
 from mmsft.train import checkpoint as ckpt
 from mmsft.train.checkpoint import Checkpoint
-from mmsft.types import Conversation
+from mmsft.types import Conversation, Media
 
 
 def open_run(folder: str | Path, checkpoint: str = "last", *, trained: bool = True) -> Assistant:
@@ -52,6 +53,8 @@ def find_checkpoint(run: Run, name: str) -> Checkpoint:
         return list(found.values())[-1]
     best = ckpt.best(folder)
     wanted = best.name if name == "best" and best else name
+    if name == "best" and wanted in found and found[wanted].state.stage != list(found.values())[-1].state.stage:
+        raise CheckpointError(f"{folder}: the last stage measured no held-out loss; there is no best checkpoint of it")
     if wanted not in found:
         raise CheckpointError(f"{folder}: no checkpoint {name!r}{suggest(name, found)}; there are {', '.join(found)}")
     return found[wanted]
@@ -60,6 +63,8 @@ def find_checkpoint(run: Run, name: str) -> Checkpoint:
 def held_out(run: Run, checkpoint: str, rows: int) -> list[Conversation]:
     """Returns held-out rows of the recipe that a checkpoint was trained on, drawn by the run's seed.
 
+    Rows with media of their own come first, so that a sample shows as many different media as it can.
+
     Raises:
         ConfigError: its recipe holds nothing out.
     """
@@ -67,8 +72,16 @@ def held_out(run: Run, checkpoint: str, rows: int) -> list[Conversation]:
     mixture = run.mixture(stage.recipe)
     if not len(mixture.held_out):
         raise ConfigError(f"stage {stage.name}: its recipe holds no rows out; give it a `validation`")
-    drawn = permutation(run.config.seed, 0, len(mixture.held_out))[:rows]
-    return [mixture.conversation(pair) for pair in mixture.held_out[drawn]]
+    drawn = permutation(run.config.seed, 0, len(mixture.held_out))
+    conversations = [mixture.conversation(pair) for pair in mixture.held_out[drawn]]
+    seen: Counter[tuple[Media, ...]] = Counter()
+    turn_of = []
+    for conversation in conversations:
+        media = tuple(medium for turn in conversation.turns for medium in turn.media)
+        turn_of.append(seen[media] if media else 0)
+        seen[media] += 1
+    first = sorted(range(len(conversations)), key=turn_of.__getitem__)
+    return [conversations[index] for index in first[:rows]]
 
 
 def export_run(run_folder: Path, out: Path, checkpoint: str, rows: int = 4) -> Export:

@@ -60,7 +60,7 @@ configs: Mappings = st.builds(
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 @given(configs)
 def test_any_config_reads_back_to_itself(raw: dict[str, Any]) -> None:

@@ -18,7 +18,8 @@ REASONING = """{% for m in messages %}<|im_start|>{{ m.role + '\n' }}
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 FORGETFUL = """{% for m in messages %}<|im_start|>{{ m.role + '\n' }}
-{%- if loop.last and m.role == 'assistant' %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>
+{%- if loop.last and m.role == 'assistant' %}<think>{{ m.reasoning_content }}</think>{% endif %}
+{{- m.content }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 
@@ -87,7 +88,7 @@ def test_all_learns_every_token_but_the_first(encoder: ChatEncoder) -> None:
 
 def test_all_refuses_a_weight_that_it_would_ignore(encoder: ChatEncoder) -> None:
     talk = conversation(replace(user("a"), weight=0.0), assistant("b"))
-    with pytest.raises(DataError, match=r"rows.jsonl:7: turn 0 \(user\) has weight 0"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: turn 0 \(user\) has weight 0"):
         replace(encoder, learn="all").encode(talk)
 
 
@@ -98,38 +99,38 @@ def test_span_learns_what_follows_the_marker() -> None:
     assert learned(encoder, encoded) == "the end<|im_end|>"
     marker = tokenizer.hf.convert_tokens_to_ids("<answer>")
     assert encoded.input_ids.tolist().count(marker) == 1
-    with pytest.raises(DataError, match=r"rows.jsonl:7: .* follows <answer>, and assistant turn 1 has none"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: .* follows <answer>, and assistant turn 1 has none"):
         encoder.encode(conversation(user("q"), assistant("the end")))
 
 
 @pytest.mark.parametrize("turns", [(user("a"),), (user("a"), assistant("b", weight=0))])
 def test_a_row_with_nothing_to_learn_is_refused(encoder: ChatEncoder, turns: tuple[Turn, ...]) -> None:
-    with pytest.raises(NothingToLearn, match="rows.jsonl:7"):
+    with pytest.raises(NothingToLearn, match=r"rows\.jsonl:7"):
         encoder.encode(conversation(*turns))
 
 
 def test_an_empty_reply_is_refused_unless_it_is_context(encoder: ChatEncoder) -> None:
-    with pytest.raises(DataError, match="rows.jsonl:7: assistant turn 1 is empty"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: assistant turn 1 is empty"):
         encoder.encode(conversation(user("a"), assistant(" \n"), user("b"), assistant("c")))
     assert encoder.encode(conversation(user("a"), assistant("", weight=0), user("b"), assistant("c")))
 
 
 def test_a_reply_to_nothing_is_refused(encoder: ChatEncoder) -> None:
-    with pytest.raises(DataError, match="rows.jsonl:7: turn 0 is the assistant's"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: turn 0 is the assistant's"):
         encoder.encode(conversation(assistant("a")))
 
 
 def test_a_thread_that_is_too_long_is_refused_with_both_numbers(encoder: ChatEncoder) -> None:
     length = len(encoder.encode(dialogue(2)))
     assert len(replace(encoder, length=length).encode(dialogue(2))) == length
-    with pytest.raises(TooLong, match=f"rows.jsonl:7: {length} tokens; the recipe's length is {length - 1}"):
+    with pytest.raises(TooLong, match=rf"rows\.jsonl:7: {length} tokens; the recipe's length is {length - 1}"):
         replace(encoder, length=length - 1).encode(dialogue(2))
 
 
 def test_a_template_that_rewrites_a_turn_is_refused_by_name(encoder: ChatEncoder) -> None:
     forgetful = with_template(encoder, FORGETFUL)
     talk = conversation(user("a"), assistant("b", reasoning="hm"), user("c"), assistant("d", reasoning="so"))
-    with pytest.raises(PrefixBroken, match=r"rows.jsonl:7: the chat template 'mine.jinja' .* turn 1: .*<think>hm"):
+    with pytest.raises(PrefixBroken, match=r"rows\.jsonl:7: the chat template 'mine.jinja' .* turn 1: .*<think>hm"):
         forgetful.encode(talk)
     # The last reply is the one that inference would give, also with such a template.
     assert learned(encoder, replace(forgetful, learn="completion").encode(talk)) == "<think>so</think>d<|im_end|>"
@@ -162,7 +163,9 @@ def test_a_turn_that_the_template_leaves_out_is_an_error(encoder: ChatEncoder) -
 
 def test_what_the_template_refuses_is_told_in_its_words(encoder: ChatEncoder) -> None:
     source = "{{ raise_exception('roles must alternate') }}"
-    with pytest.raises(DataError, match=r"rows.jsonl:7: .*'mine.jinja' refuses the conversation: roles must alternate"):
+    with pytest.raises(
+        DataError, match=r"rows\.jsonl:7: .*'mine.jinja' refuses the conversation: roles must alternate"
+    ):
         with_template(encoder, source).encode(dialogue(1))
 
 
@@ -177,7 +180,7 @@ def test_tools_and_calls_that_the_template_does_not_know_are_an_error(encoder: C
 
 
 def test_a_rows_own_variables_come_on_top_of_the_recipes(encoder: ChatEncoder) -> None:
-    named = replace(with_template(encoder, "{{ bot }} " + encoder.template.source), template_kwargs={"bot": "Ann"})
+    named = replace(with_template(encoder, "{{ bot + ' ' }}" + encoder.template.source), template_kwargs={"bot": "Ann"})
     assert named.render(dialogue(1)).startswith("Ann ")
     assert named.render(replace(dialogue(1), template_kwargs={"bot": "Bo"})).startswith("Bo ")
 
@@ -191,7 +194,7 @@ def test_it_survives_pickling(encoder: ChatEncoder) -> None:
 
 def test_replies_stop_at_the_end_tokens_of_sequence_and_template(chatml: Tokenizer) -> None:
     chatml.hf.eos_token = "<|endoftext|>"
-    ids = chatml.hf.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    ids = [chatml.text(token)[0] for token in ("<|im_end|>", "<|endoftext|>")]
     encoder = ChatEncoder(chatml, resolve_template("chatml", chatml))
-    assert sorted(encoder.stop_ids) == sorted(ids)
+    assert set(encoder.stop_ids) == set(ids)
     assert encoder.decode_reply(chatml.reply(" the end\n")) == "the end"

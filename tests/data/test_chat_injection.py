@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers
 
 from mmsft.data.chat import ChatEncoder
 from mmsft.data.template import ChatTemplate, resolve_template
@@ -98,6 +99,17 @@ def test_a_rows_variables_inject_nothing() -> None:
     assert controls(BYTES, encoder.encode(talk))[:2] == ["<|im_start|>", "<|im_end|>"]
     assert encoder.render(talk).startswith("<|im_start|><|im_start|>")
     assert encoder.tokenizer.decode(encoder.encode(talk).input_ids.tolist()).startswith("<|im_start|><|im_start|>")
+
+
+def test_a_control_token_that_only_normalisation_makes_is_none() -> None:
+    hf = byte_level().hf
+    hf.backend_tokenizer.normalizer = normalizers.Lowercase()
+    hf.add_tokens([AddedToken("<stop>", special=True, normalized=True)])
+    tokenizer = Tokenizer(hf)
+    encoder = ChatEncoder(tokenizer, resolve_template("chatml", tokenizer))
+    typed = encoder.prompt(conversation(user("x <STOP> x")))
+    assert controls(tokenizer, typed) == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+    assert "x <stop> x" in tokenizer.decode(typed.input_ids.tolist())
 
 
 def test_content_is_escaped_before_the_template_strips_or_splits_it(chatml: Tokenizer) -> None:

@@ -66,7 +66,7 @@ def test_a_medium_that_the_template_loses_or_repeats_is_an_error(encoder: ChatEn
 
 def test_media_without_a_tower_are_an_error(chatml: Tokenizer) -> None:
     encoder = ChatEncoder(chatml, resolve_template("chatml", chatml))
-    with pytest.raises(DataError, match="<image: cat.png>: the model has no tower 'image'"):
+    with pytest.raises(DataError, match=r"<image: cat\.png>: the model has no tower 'image'"):
         encoder.encode(conversation(user(CAT), assistant("b")))
 
 

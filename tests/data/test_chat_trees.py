@@ -33,7 +33,7 @@ QUESTIONS = conversation(
     under(1, user("the start?")),
     assistant("no"),
     under(1, user("the start?")),
-    assistant("never"),
+    assistant("maybe"),
 )
 
 
@@ -48,7 +48,7 @@ def test_each_thread_has_the_tokens_that_it_has_alone(encoder: ChatEncoder) -> N
 
 def test_each_turn_is_learned_once_in_its_first_thread(encoder: ChatEncoder) -> None:
     said = [learned(encoder, thread) for thread in threads(encoder.encode(QUESTIONS))]
-    assert said == ["a cat<|im_end|>yes<|im_end|>", "no<|im_end|>", "never<|im_end|>"]
+    assert said == ["a cat<|im_end|>yes<|im_end|>", "no<|im_end|>", "maybe<|im_end|>"]
 
 
 def test_a_shared_picture_stands_once(encoder: ChatEncoder) -> None:
@@ -69,8 +69,10 @@ def test_answers_that_begin_alike_are_each_learned_whole(encoder: ChatEncoder) -
 def test_all_learns_what_threads_share_once(encoder: ChatEncoder) -> None:
     encoded = replace(encoder, learn="all").encode(QUESTIONS)
     slots = encoded.media[0].slots
-    assert len(encoded.targets) == len(encoded) - 1 - len(slots) + 0
-    assert len(np.unique(encoded.targets.position)) <= len(encoded.targets)
+    assert len(encoded.targets) == len(encoded) - 1 - len(slots)
+    # No position and token twice: only the three ways on from a branch point share a position.
+    pairs = np.stack([encoded.targets.position, encoded.targets.token])
+    assert len(np.unique(pairs, axis=1).T) == len(encoded.targets)
 
 
 def test_threads_may_share_nothing(encoder: ChatEncoder) -> None:
@@ -79,5 +81,5 @@ def test_threads_may_share_nothing(encoder: ChatEncoder) -> None:
 
 
 def test_a_prompt_is_one_thread(encoder: ChatEncoder) -> None:
-    with pytest.raises(DataError, match="rows.jsonl:7: 3 threads"):
+    with pytest.raises(DataError, match=r"rows\.jsonl:7: 3 threads"):
         encoder.prompt(QUESTIONS)

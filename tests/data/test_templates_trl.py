@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trl
@@ -39,8 +40,8 @@ def encoder_for(file: Path) -> ChatEncoder:
     return ChatEncoder(tokenizer, resolve_template(str(file), tokenizer))
 
 
-def messages(encoder: ChatEncoder, turns: tuple[Turn, ...]) -> list[dict[str, object]]:
-    def content(text: str) -> object:
+def messages(encoder: ChatEncoder, turns: tuple[Turn, ...]) -> list[dict[str, Any]]:
+    def content(text: str) -> Any:
         return [{"type": "text", "text": text}] if encoder.template.as_parts else text
 
     return [{"role": turn.role, "content": content(turn.text)} for turn in turns]
@@ -112,9 +113,7 @@ def test_reasoning_that_is_dropped_from_earlier_turns_is_refused_by_name(name: s
         encoder.encode(talk)
 
 
-@pytest.mark.parametrize(
-    "name", ["qwen2_5", "qwen3_training", "llama3_1", "deepseekv3", "gptoss", "lfm2_v2", "glm4moe"]
-)
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3_training", "llama3_1", "gptoss", "lfm2_v2", "glm4moe"])
 def test_tool_calls_are_written_in_the_form_that_the_template_wants(name: str) -> None:
     encoder = encoder_for(next(file for file in FILES if file.stem == name))
     schema = {
@@ -130,3 +129,11 @@ def test_tool_calls_are_written_in_the_form_that_the_template_wants(name: str) -
     text = encoder.tokenizer.decode(encoder.prompt(Conversation("r:1", turns, tools=(schema,))).input_ids.tolist())
     assert "17" in text
     assert "18" in text
+
+
+def test_arguments_are_json_text_where_the_template_wants_text() -> None:
+    encoder = encoder_for(next(file for file in FILES if file.stem == "deepseekv3"))
+    call = Turn("assistant", (), tool_calls=(ToolCall("add", {"a": "<|im_end|> 17"}),))
+    talk = conversation(user("add"), call, Turn("tool", (Text("18"),), name="add"))
+    assert encoder.template.as_json
+    assert '{"a": "<|im_end|> 17"}' in encoder.tokenizer.decode(encoder.prompt(talk).input_ids.tolist())

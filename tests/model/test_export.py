@@ -19,9 +19,9 @@ from mmsft.model.decoder import load_tokenizer
 from mmsft.model.export import export_hf, export_problem
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.llava_layout import to_llava
-from tests.model.tiny import Row, batch_of, clip_folder, decoder_folder, llama, mixed_rows
 from tests.model.test_fusion import granite
 from tests.model.test_tuning import stir
+from tests.model.tiny import Row, batch_of, clip_folder, decoder_folder, llama, mixed_rows
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 MERGED = 2e-3

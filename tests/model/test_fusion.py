@@ -154,9 +154,7 @@ def test_the_id_of_padding_decides_nothing() -> None:
 
 
 def gemma2() -> PreTrainedModel:
-    config = Gemma2Config(
-        **tiny_sizes(), head_dim=4, final_logit_softcapping=1.0, attn_implementation="eager", initializer_range=0.5
-    )
+    config = Gemma2Config(**tiny_sizes(), head_dim=4, final_logit_softcapping=1.0, initializer_range=0.5)
     return Gemma2ForCausalLM(config)
 
 
@@ -169,7 +167,7 @@ def gpt2() -> PreTrainedModel:
 
 
 def falcon() -> PreTrainedModel:
-    sizes = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
     return FalconForCausalLM(FalconConfig(**sizes, alibi=True, new_decoder_architecture=False))
 
 
@@ -185,8 +183,12 @@ def tiny_sizes() -> dict[str, Any]:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(("make", "apart"), [(llama, True), (gpt2, True), (gemma2, False), (granite, False), (falcon, True)])
-def test_the_loss_equals_that_of_the_decoder_itself_whether_or_not_its_logits_are_capped(make: Any, apart: bool) -> None:
+@pytest.mark.parametrize(
+    ("make", "apart"), [(llama, True), (gpt2, True), (gemma2, False), (granite, False), (falcon, True)]
+)
+def test_the_loss_equals_that_of_the_decoder_itself_whether_or_not_its_logits_are_capped(
+    make: Any, apart: bool
+) -> None:
     decoder = make().eval()
     model = MultimodalModel(decoder)
     model.find_head()

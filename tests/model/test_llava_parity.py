@@ -76,7 +76,7 @@ def test_loss_of_seven_mixed_rows_equals_that_of_transformers_llava(tmp_path: Pa
 
 @torch.no_grad()
 def test_each_row_alone_has_the_loss_that_it_has_in_the_batch(tmp_path: Path) -> None:
-    ours, theirs = pair(tmp_path)
+    ours, _ = pair(tmp_path)
     rows = mixed_rows()
     alone = torch.cat([ours(batch_of([row])) for row in rows])
     torch.testing.assert_close(alone, ours(batch_of(rows)), atol=TOLERANCE, rtol=0)

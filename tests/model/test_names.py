@@ -127,7 +127,9 @@ def test_lora_and_new_tokens_stand_apart_and_leave_the_base_names_as_they_were()
     add_lora(decoder, LoraConfig(r=2, targets=("q_proj",), dora=True))
     tuned = decoder_names(decoder)
     added = {"decoder.new_tokens.input", "decoder.new_tokens.output"} | {
-        f"decoder.lora.model.layers.{layer}.self_attn.q_proj.{part}" for layer in (0, 1) for part in ("A", "B", "magnitude")
+        f"decoder.lora.model.layers.{layer}.self_attn.q_proj.{part}"
+        for layer in (0, 1)
+        for part in ("A", "B", "magnitude")
     }
     assert set(tuned) == set(base) | added
     assert fresh(tuned) == added
@@ -136,7 +138,10 @@ def test_lora_and_new_tokens_stand_apart_and_leave_the_base_names_as_they_were()
 @pytest.mark.parametrize(
     ("upstream", "stable"),
     [
-        ("towers.image.encoder.model.vision_model.embeddings.class_embedding", "towers.image.encoder.embeddings.class_embedding"),
+        (
+            "towers.image.encoder.model.vision_model.embeddings.class_embedding",
+            "towers.image.encoder.embeddings.class_embedding",
+        ),
         ("towers.image.encoder.model.embeddings.class_embedding", "towers.image.encoder.embeddings.class_embedding"),
         ("module.decoder.lm_head.weight", "decoder.lm_head.weight"),
         ("_orig_mod.decoder.lm_head.weight", "decoder.lm_head.weight"),

@@ -28,7 +28,8 @@ def stir(model: nn.Module, *parts: str) -> None:
 
 def gpt2() -> PreTrainedModel:
     sizes: dict[str, Any] = {"vocab_size": 50, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}
-    return GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=2)).eval()
+    model: PreTrainedModel = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=2)).eval()
+    return model
 
 
 @pytest.mark.parametrize("make", [llama, gpt2])
@@ -56,7 +57,9 @@ def test_fresh_lora_changes_nothing_and_merged_equals_unmerged(make: Any, option
 def test_lora_lands_on_every_linear_layer_of_the_decoder_but_its_head_and_on_no_tower(tmp_path: Path) -> None:
     model = llava_like(tmp_path)
     add_lora(model.decoder, LoraConfig(r=2))
-    hit = {name.rpartition(".")[0].removeprefix("decoder.lora.") for name in named_parameters(model) if ".lora." in name}
+    hit = {
+        name.rpartition(".")[0].removeprefix("decoder.lora.") for name in named_parameters(model) if ".lora." in name
+    }
     kinds = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"]
     kinds += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
     assert hit == {f"model.layers.{layer}.{kind}" for layer in (0, 1) for kind in kinds}
@@ -78,7 +81,8 @@ def test_a_target_that_names_no_layer_is_an_error_that_lists_the_layers(pattern:
 
 
 def test_lora_is_held_in_fp32_beside_bf16_weights() -> None:
-    decoder = llama().to(torch.bfloat16)
+    decoder: Any = llama()
+    decoder.to(torch.bfloat16)
     add_lora(decoder, LoraConfig(r=2))
     kinds = {parameter.dtype for name, parameter in decoder.named_parameters() if "lora_" in name}
     assert kinds == {torch.float32}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from mmsft.adapters import Linear
 from mmsft.config import LoraConfig
@@ -38,6 +39,16 @@ def test_what_is_saved_is_loaded_exactly_and_nothing_else_changes(tmp_path: Path
         assert torch.equal(parameter, expected), name
 
 
+def test_a_wrapped_model_saves_what_the_bare_one_loads(tmp_path: Path) -> None:
+    saved, model = tuned(), tuned()
+    stir(saved, "lora_", "adapter")
+    wrapper = nn.Module()
+    wrapper.module = saved
+    save_weights(wrapper, tmp_path / "w.safetensors", learned(saved))
+    load_weights(model, tmp_path / "w.safetensors")
+    assert all(torch.equal(named_parameters(model)[name], named_parameters(saved)[name]) for name in learned(saved))
+
+
 def test_the_file_names_its_classes(tmp_path: Path) -> None:
     model = tuned()
     save_weights(model, tmp_path / "w.safetensors", learned(model))
@@ -53,7 +64,7 @@ def test_weights_of_another_rank_are_refused_with_both_shapes_and_nothing_is_loa
     stir(saved, "lora_", "adapter")
     save_weights(saved, tmp_path / "w.safetensors", learned(saved))
     before = [parameter.clone() for parameter in model.parameters()]
-    with pytest.raises(CheckpointError, match=r"q_proj\.A is \[4, 16\] there and \[2, 16\] in the model"):
+    with pytest.raises(CheckpointError, match=r"gate_proj\.A is \[4, 16\] there and \[2, 16\] in the model"):
         load_weights(model, tmp_path / "w.safetensors")
     assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
 

@@ -33,7 +33,7 @@ IMG = -1
 def tokenizer() -> PreTrainedTokenizerFast:
     words = {word: index for index, word in enumerate(["<unk>", "<s>", "</s>", *(f"w{n}" for n in range(47))])}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Whitespace()  # type: ignore[assignment]
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>", bos_token="<s>", unk_token="<unk>")
 
 
@@ -54,7 +54,8 @@ def llama_config(**changes: Any) -> LlamaConfig:
 
 
 def llama(**changes: Any) -> LlamaForCausalLM:
-    return LlamaForCausalLM(llama_config(**changes)).eval()
+    model: LlamaForCausalLM = LlamaForCausalLM(llama_config(**changes)).eval()
+    return model
 
 
 def clip_config() -> CLIPVisionConfig:
@@ -84,8 +85,8 @@ def model_with_tower(
     modality: Modality, adapter: Adapter | None = None, decoder: PreTrainedModel | None = None
 ) -> MultimodalModel:
     decoder = decoder or llama()
-    width = decoder.get_input_embeddings().weight.shape[1]
-    assert isinstance(width, int)
+    embedding: Any = decoder.get_input_embeddings()
+    width: int = embedding.weight.shape[1]
     return MultimodalModel(decoder, {"image": Tower(modality, adapter or Mlp2xGelu(), width)}).eval()
 
 

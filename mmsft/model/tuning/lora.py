@@ -2,6 +2,7 @@
 
 import copy
 from fnmatch import fnmatchcase
+from typing import cast
 
 import torch
 from peft import LoraConfig as PeftLoraConfig
@@ -27,7 +28,7 @@ def add_lora(decoder: PreTrainedModel, config: LoraConfig) -> None:
     conv = isinstance(decoder.get_submodule(names[0]), Conv1D)
     settings = PeftLoraConfig(
         r=config.r,
-        lora_alpha=config.alpha,  # peft types it as int, and computes with it as a number
+        lora_alpha=config.alpha,  # type: ignore[arg-type] # peft computes with it as with any number
         lora_dropout=config.dropout,
         target_modules=names,
         use_rslora=config.rslora,
@@ -51,7 +52,9 @@ def targets(decoder: PreTrainedModel, patterns: tuple[str, ...]) -> list[str]:
     linear = [
         name
         for name, module in decoder.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and module is not head and module is not getattr(head, "base_layer", None)
+        if isinstance(module, nn.Linear | Conv1D)
+        and module is not head
+        and module is not getattr(head, "base_layer", None)
     ]
     chosen: set[str] = set()
     for pattern in patterns:
@@ -67,7 +70,7 @@ def targets(decoder: PreTrainedModel, patterns: tuple[str, ...]) -> list[str]:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    return pattern == ALL or name == pattern or name.endswith(f".{pattern}") or fnmatchcase(name, pattern)
+    return pattern in {ALL, name} or name.endswith(f".{pattern}") or fnmatchcase(name, pattern)
 
 
 @torch.no_grad()
@@ -75,5 +78,5 @@ def merged_weight(layer: LoraLayer) -> Tensor:
     """Returns the weight of a layer with its LoRA added, as the layer stores it; the layer stays as it is."""
     whole = copy.deepcopy(layer)
     whole.merge(safe_merge=True)
-    weight: Tensor = whole.get_base_layer().weight
+    weight = cast(Tensor, whole.get_base_layer().weight)
     return weight.detach()
