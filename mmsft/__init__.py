@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from mmsft.adapters.spec import Adapter, Layout, Literal, Slots
     from mmsft.assistant import Assistant, ask, generate
     from mmsft.errors import DataError, MmsftError
-    from mmsft.modalities.spec import Encoder, Features, Modality
+    from mmsft.modalities.spec import Encoder, Features, File, Modality, Options
     from mmsft.run import Run, execute, load_run, open_run
     from mmsft.types import Conversation, Grid, Media, Text, Turn
 
@@ -16,7 +16,7 @@ _HOMES = {
     "mmsft.adapters.spec": ("Adapter", "Layout", "Literal", "Slots"),
     "mmsft.assistant": ("Assistant", "ask", "generate"),
     "mmsft.errors": ("DataError", "MmsftError"),
-    "mmsft.modalities.spec": ("Encoder", "Features", "Modality"),
+    "mmsft.modalities.spec": ("Encoder", "Features", "File", "Modality", "Options"),
     "mmsft.run": ("Run", "execute", "load_run", "open_run"),
     "mmsft.types": ("Conversation", "Grid", "Media", "Text", "Turn"),
 }
@@ -28,12 +28,14 @@ __all__ = [
     "DataError",
     "Encoder",
     "Features",
+    "File",
     "Grid",
     "Layout",
     "Literal",
     "Media",
     "MmsftError",
     "Modality",
+    "Options",
     "Run",
     "Slots",
     "Text",

@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from mmsft.data.chat import ChatEncoder
 from mmsft.data.collate import collate
 from mmsft.data.loader import Encoding
@@ -67,7 +65,7 @@ class Assistant:
         for start in range(0, len(order), batch):
             indices = order[start : start + batch]
             prompt = self._batch([encoded[index] for index in indices])
-            with self.ranks.autocast(), torch.inference_mode():
+            with self.ranks.autocast():
                 replies = generate_ids(
                     self.model,
                     prompt,
@@ -121,18 +119,34 @@ def located(conversation: Conversation) -> Conversation:
 
 
 def swap_media(conversations: Sequence[Conversation], seed: int) -> list[Conversation]:
-    """Gives every conversation the media of another one, so that a score shows what looking is worth.
+    """Gives every conversation the media of others and none of its own, so that a score shows what looking is worth.
 
     Conversations about one medium stay together: each distinct medium is replaced by another of its modality.
+
+    Raises:
+        DataError: there are too few different media for that.
     """
-    distinct = dict.fromkeys(m for conversation in conversations for turn in conversation.turns for m in turn.media)
+    media = [{medium for turn in conversation.turns for medium in turn.media} for conversation in conversations]
     other: dict[Media, Media] = {}
-    for modality in {medium.modality for medium in distinct}:
+    for modality in {medium.modality for own in media for medium in own}:
+        distinct = dict.fromkeys(m for conv in conversations for turn in conv.turns for m in turn.media)
         members = [medium for medium in distinct if medium.modality == modality]
         random.Random(seed).shuffle(members)
-        other.update(zip(members, members[1:] + members[:1], strict=True))
+        other |= _rotated(members, media, modality)
 
     def swap(turn: Turn) -> Turn:
         return replace(turn, parts=tuple(other[part] if isinstance(part, Media) else part for part in turn.parts))
 
     return [replace(conv, turns=tuple(map(swap, conv.turns))) for conv in conversations]
+
+
+def _rotated(members: Sequence[Media], media: Sequence[set[Media]], modality: str) -> dict[Media, Media]:
+    """Maps each medium to the one so many places further on that no conversation gets one of its own."""
+    for shift in range(1, len(members)):
+        other = dict(zip(members, [*members[shift:], *members[:shift]], strict=True))
+        if not any(other[medium] in own for own in media for medium in own if medium.modality == modality):
+            return other
+    raise DataError(
+        f"{len(members)} different {modality} media in {len(media)} rows can't be swapped so that no row keeps one of "
+        "its own; take more rows"
+    )

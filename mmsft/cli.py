@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,7 +45,11 @@ def train(config: Config, overrides: Overrides = None) -> None:
     from mmsft.run import execute, load_run
 
     run = load_run(config, overrides or [])
-    show(run, execute(run))
+    try:
+        show(run, execute(run))
+    except KeyboardInterrupt:
+        typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
+        raise typer.Exit(130) from None
 
 
 @app.command()
@@ -151,8 +156,12 @@ def data_show(
     from mmsft.run import load_run
     from mmsft.run.show import show_rows
 
-    for shown in show_rows(load_run(config, overrides or []), stage, start, rows):
-        _print(shown.as_dict() if as_json else shown.text())
+    shown = show_rows(load_run(config, overrides or []), stage, start, rows)
+    if as_json:
+        _print({"rows": [row.as_dict() for row in shown]})
+        return
+    for row in shown:
+        _print(row.text())
 
 
 @assets_app.command(name="fetch")
@@ -164,10 +173,8 @@ def assets_fetch(names: Annotated[list[str] | None, typer.Argument(help="All if 
 
 
 def _print(value: Any) -> None:
-    if isinstance(value, str) and not sys.stdout.isatty():
-        typer.echo(value, color=False)
-    else:
-        typer.echo(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    """Prints text as it is, anything else as JSON."""
+    typer.echo(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
 
 
 def _media(images: list[Path] | None, media: list[str] | None) -> "tuple[Media, ...]":
@@ -185,8 +192,14 @@ def _media(images: list[Path] | None, media: list[str] | None) -> "tuple[Media, 
 
 def main() -> None:
     """Runs the command line; an `MmsftError` becomes its message and exit code, without a traceback."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    # What a config names as my_pkg.module:Class may lie in the working directory, as for `python -m`; what is installed
+    # comes first.
+    sys.path.append(os.getcwd())
     debug = "--debug" in sys.argv
+    if not debug:
+        # The bars and warnings of libraries that load models; only ours are meant for the user.
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        warnings.simplefilter("ignore")
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app(standalone_mode=True)
@@ -195,6 +208,3 @@ def main() -> None:
             raise
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
-        sys.exit(130)

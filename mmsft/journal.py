@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mmsft.errors import CheckpointError
+
 
 class Journal:
     """Appends one JSON object a line; every line has the number of its stage and its step there.
@@ -18,17 +20,27 @@ class Journal:
         self._path = path
 
     def write(self, stage: int, step: int, values: Mapping[str, Any]) -> None:
-        """Appends a line that is on disk, whole, when this returns."""
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"stage": stage, "step": step, **values}, ensure_ascii=False) + "\n")
+        """Appends a line, which outlives the process from here on.
+
+        Raises:
+            CheckpointError: the disk is full or refuses.
+        """
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"stage": stage, "step": step, **values}, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._path}: can't be written: {error}\n"
+                "make room or mend the folder, then run the same command to go on"
+            ) from error
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Yields the lines; a half-written last one, left by a killed process, is not one."""
         if not self._path.exists():
             return
-        with self._path.open(encoding="utf-8") as file:
+        with self._path.open("rb") as file:  # half a line may end in half a character
             for line in file:
-                if line.endswith("\n"):
+                if line.endswith(b"\n"):
                     yield json.loads(line)
 
     def rewind(self, stage: int, step: int) -> None:

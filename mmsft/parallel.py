@@ -1,18 +1,37 @@
 """Processes and devices, by accelerate: the only module that may speak to torch.distributed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Literal, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, gather_object
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, LoggerType, gather_object
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from mmsft.errors import ConfigError, suggest
+
 Precision = Literal["fp32", "bf16"]
 V = TypeVar("V")
+_EXTRAS = ("tensorboard", "wandb")
+
+
+def check_loggers(loggers: Sequence[str]) -> None:
+    """Tells whether trackers can be opened.
+
+    Raises:
+        ConfigError: accelerate knows none of that name, or its package isn't installed.
+    """
+    known = [kind.value for kind in LoggerType if kind is not LoggerType.ALL]
+    for name in loggers:
+        if name not in known:
+            raise ConfigError(f"loggers: no logger {name!r}{suggest(name, known)}; there are {', '.join(known)}")
+        if LoggerType(name) not in get_available_trackers():
+            package = f"'mmsft[{name}]'" if name in _EXTRAS else name
+            raise ConfigError(f"loggers: {name} isn't installed; pip install {package}, or leave it out")
 
 
 class Ranks:
@@ -25,6 +44,7 @@ class Ranks:
     """
 
     def __init__(self, precision: Precision, loggers: tuple[str, ...] = (), folder: Path | None = None) -> None:
+        check_loggers(loggers)
         # Precision is ours (autocast below), so that two runs in one process may differ in it.
         self._accelerator = Accelerator(
             mixed_precision="no",
@@ -52,10 +72,13 @@ class Ranks:
     @property
     def device(self) -> torch.device:
         """Where this process computes."""
-        return self._accelerator.device
+        device: torch.device = self._accelerator.device
+        return device
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """Brings the model to the device and, with several processes, synchronises its gradients."""
+        # What an earlier stage wrapped would go on answering the gradients of the same parameters.
+        self._accelerator.free_memory()
         wrapped: nn.Module = self._accelerator.prepare_model(model)
         return wrapped
 
@@ -91,14 +114,17 @@ class Ranks:
         """Waits until all processes are here."""
         self._accelerator.wait_for_everyone()
 
-    def start_trackers(self, name: str, config: dict[str, object]) -> None:
-        """Opens the loggers."""
-        self._accelerator.init_trackers(name, config=config)
+    @contextmanager
+    def trackers(self, name: str) -> Iterator[None]:
+        """Keeps the loggers open for a while, under the run's name."""
+        self._accelerator.init_trackers(name)
+        try:
+            yield
+        finally:
+            # Not `end_training`: it takes the process group down, and a run may still be scored.
+            for tracker in self._accelerator.trackers:
+                tracker.finish()
 
     def track(self, values: dict[str, float], step: int) -> None:
         """Sends values to the loggers."""
         self._accelerator.log(values, step=step)
-
-    def end(self) -> None:
-        """Closes the loggers."""
-        self._accelerator.end_training()

@@ -2,6 +2,7 @@
 
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
 
@@ -11,19 +12,30 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from mmsft.assistant import Assistant
 from mmsft.config import StageConfig
 from mmsft.run.load import Run
+from mmsft.run.summary import summary
 from mmsft.train.loop import Step
 
 Event = tuple[StageConfig, Step, Assistant]
 Item = TypeVar("Item", bound=Event)
 
 
+def quiet_libraries() -> None:
+    """Keeps transformers' own bars and remarks off the terminal; what matters to a user mmsft says itself."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+
+
 def show(run: Run, events: Iterable[Event]) -> None:
-    """Trains, and ends with where the results are."""
+    """Trains, and ends with what became of the rows and the loss, and where the results are."""
     done = False
     for _ in watch(events):
         done = True
-    console = Console(highlight=False)
-    console.print(f"{'done' if done else 'already complete'}: {run.folder}", soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(summary(run))
+    console.print(f"{'done' if done else 'already complete'}: {run.folder}")
 
 
 def watch(events: Iterable[Item]) -> Iterator[Item]:
@@ -60,7 +72,8 @@ def watch(events: Iterable[Item]) -> Iterator[Item]:
                 bar.update(tasks[stage.name], completed=step.number, loss=value, rate=speed)
                 if bar.disable:
                     console.print(
-                        f"{stage.name} {step.number}/{step.steps} loss {value:.4f} {speed:,.0f} tokens/s", soft_wrap=True
+                        f"{stage.name} {step.number}/{step.steps} loss {value:.4f} {speed:,.0f} tokens/s",
+                        soft_wrap=True,
                     )
             yield event
 

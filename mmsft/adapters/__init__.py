@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmsft.adapters.mlp import Linear, Mlp2xGelu
+from mmsft.adapters.spec import Adapter
 from mmsft.config import Spec
 from mmsft.config.kinds import resolve_kind
 
@@ -16,7 +17,7 @@ def adapter_spec(settings: Mapping[str, Any]) -> Spec:
     Raises:
         ValueError: with all that is wrong in the mapping.
     """
-    return resolve_kind(ADAPTERS, "adapter", settings)
+    return resolve_kind(ADAPTERS, Adapter, settings)
 
 
 __all__ = ["ADAPTERS", "Linear", "Mlp2xGelu", "adapter_spec"]

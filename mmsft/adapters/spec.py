@@ -1,5 +1,6 @@
 """What an adapter is: how features become tokens of the language model, and how those lie among the text."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
@@ -23,15 +24,28 @@ class Literal:
 
 
 Layout: TypeAlias = tuple[Slots | Literal, ...]
+"""What a medium occupies among the tokens, in order; the slots of all its `Slots` together are its S tokens."""
 
 
 class Adapter(Protocol):
-    """A frozen spec that YAML can state, as a frozen dataclass; all of the tower's learned glue is in its module."""
+    """How features become tokens: subclass it as a frozen dataclass, whose fields YAML can then set.
 
+    What learns is in the module that `build` returns; the spec itself is pickled to data workers.
+    """
+
+    @abstractmethod
     def layout(self, grid: Grid) -> Layout:
         """Returns what a medium with these features occupies among the tokens."""
-        ...
 
+    @abstractmethod
     def build(self, d_in: int, d_out: int) -> nn.Module:
-        """Builds the module: `Features` with values [N, L, d_in] and the media's `Grid` → tokens [N, S, d_out]."""
-        ...
+        """Builds the module that makes tokens of features.
+
+        Args:
+            d_in: the encoder's width.
+            d_out: width of the decoder's embeddings.
+
+        Returns:
+            A module called with `Features` (values [N, L, d_in]) and the `Grid` of these media, which gives tokens
+            [N, S, d_out]: as many as `layout` has slots.
+        """

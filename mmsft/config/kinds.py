@@ -11,24 +11,24 @@ from mmsft.config.values import Spec
 from mmsft.errors import ConfigError, suggest
 
 
-def resolve_kind(kinds: Mapping[str, type], role: str, settings: Mapping[str, Any]) -> Spec:
+def resolve_kind(kinds: Mapping[str, type], role: type, settings: Mapping[str, Any]) -> Spec:
     """Builds the frozen dataclass that a mapping with a `kind` describes.
 
     Args:
         kinds: name → dataclass, for the kinds that ship; ``my_pkg.module:Class`` names one of the user's.
-        role: what is chosen, e.g. "modality", for the messages.
+        role: the protocol that a part of this kind subclasses, e.g. `Modality`.
         settings: `kind` and the dataclass's own settings.
 
     Raises:
         ValueError: with all that is wrong: the kind, its keys or their values.
     """
-    kind = settings.get("kind")
+    what, kind = role.__name__.lower(), settings.get("kind")
     if not isinstance(kind, str):
-        raise ValueError(f"a {role} is chosen by its `kind`: {', '.join(kinds)}, or my_pkg.module:Class")
+        raise ValueError(f"the {what} is chosen by its `kind`: {', '.join(kinds)}, or my_pkg.module:Class")
     cls = _imported(kind, role) if ":" in kind else kinds.get(kind)
     if cls is None:
         raise ValueError(
-            f"unknown {role} kind {kind!r}{suggest(kind, kinds)}; known: {', '.join(kinds)}, or my_pkg.module:Class"
+            f"unknown {what} kind {kind!r}{suggest(kind, kinds)}; known: {', '.join(kinds)}, or my_pkg.module:Class"
         )
     known = [field.name for field in fields(cls) if field.init]
     values = {str(name): value for name, value in settings.items() if name != "kind"}
@@ -52,18 +52,24 @@ def _explain(item: Any) -> str:
     return f"{name}: {message}, got {item['input']!r}" if name else message
 
 
-def _imported(kind: str, role: str) -> type:
+def _imported(kind: str, role: type) -> type:
     module_name, _, name = kind.partition(":")
+    where = f"{role.__name__.lower()} kind {kind!r}"
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:
         raise ValueError(
-            f"{role} kind {kind!r}: {module_name} can't be imported ({error}); "
-            "is it installed, or on PYTHONPATH, as seen from where you run mmsft?"
+            f"{where}: {module_name or 'a module without a name'} can't be imported ({error}); "
+            "is it installed, in the working directory, or on PYTHONPATH?"
         ) from None
     cls = getattr(module, name, None)
     if not isinstance(cls, type):
-        raise ValueError(f"{role} kind {kind!r}: {module_name} has no class {name!r}{suggest(name, dir(module))}")
+        raise ValueError(f"{where}: {module_name} has no class {name!r}{suggest(name, dir(module))}")
     if not is_dataclass(cls):
-        raise ValueError(f"{role} kind {kind!r}: make {name} a frozen dataclass, so that YAML can state its settings")
+        raise ValueError(f"{where}: make {name} a frozen dataclass, so that YAML can state its settings")
+    if role not in cls.__mro__:
+        raise ValueError(f"{where}: {name} isn't one; subclass mmsft.{role.__name__}")
+    lacking = sorted(getattr(cls, "__abstractmethods__", ()))
+    if lacking:
+        raise ValueError(f"{where}: {name} lacks {', '.join(lacking)}; write what mmsft.{role.__name__} asks for")
     return cls

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmsft.data.chat import ChatEncoder, NothingToLearn, TooLong
 from mmsft.data.collate import Loaded, collate
-from mmsft.data.ledger import Loss
+from mmsft.data.ledger import Fate, Loss
 from mmsft.data.media_reader import MediaReader
 from mmsft.data.mixture import Mixture
 from mmsft.data.order import rows_at
@@ -173,10 +173,16 @@ def read_rows(
             loaded.update(encoding.load(row, loaded))
             encoded.append(row)
         except (TooLong, NothingToLearn) as error:
-            losses.append(Loss(mixture.row_id(pair), "dropped", str(error)))
+            losses.append(_loss(mixture.row_id(pair), "dropped", error))
         except DataError as error:
-            losses.append(Loss(mixture.row_id(pair), "failed", str(error)))
+            losses.append(_loss(mixture.row_id(pair), "failed", error))
     return encoded, loaded, losses
+
+
+def _loss(row: str, fate: Fate, error: DataError) -> Loss:
+    """Books a lost row; modalities and templates don't know whose row they fail on."""
+    reason = str(error)
+    return Loss(row, fate, reason if row in reason else f"{row}: {reason}")
 
 
 def _nothing() -> Batch:

@@ -1,6 +1,7 @@
 """Finds how many tokens a medium takes, and loads it: the data side of a model's towers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,9 @@ class MediaReader:
 
     def grid(self, media: Media) -> Grid:
         """Returns the features that the medium gives, from its header."""
-        return self.modality(media).probe(file_of(media), dict(media.options))
+        modality = self.modality(media)
+        with _naming(media):
+            return modality.probe(file_of(media), dict(media.options))
 
     def layout(self, media: Media) -> Layout:
         """Returns what the medium occupies among the tokens."""
@@ -49,9 +52,26 @@ class MediaReader:
     def load(self, media: Media) -> dict[str, Tensor]:
         """Reads and decodes the medium."""
         modality = self.modality(media)
-        return modality.blank() if self.blank else modality.load(file_of(media), dict(media.options))
+        if self.blank:
+            return modality.blank(self.grid(media))
+        with _naming(media):
+            return modality.load(file_of(media), dict(media.options))
 
 
 def file_of(media: Media) -> File:
     """Returns where the medium lies, or its bytes."""
     return media.ref if isinstance(media.ref, bytes) else Path(media.ref)
+
+
+@contextmanager
+def _naming(media: Media) -> Iterator[None]:
+    """Says which medium an error is about, so that no modality has to.
+
+    What Python's readers raise for a broken file is the row's failure, not the run's; anything else is a bug.
+    """
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{media}: {error}") from error
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{media}: {type(error).__name__}: {error}; mend the file, or leave its row out") from error

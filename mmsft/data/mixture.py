@@ -96,14 +96,16 @@ class Mixture:
         self.held_out: Ints = np.concatenate(out_rows) if out_rows else np.zeros((0, 2), np.int64)
         if split and not len(self.held_out):
             raise ConfigError(f"recipe.validation holds out none of {len(train)} rows; hold out a larger fraction")
+        if not len(train):
+            raise ConfigError(f"recipe.validation leaves none of {len(self.held_out)} rows to train on; hold out fewer")
 
     def conversation(self, pair: Ints) -> Conversation:
         """Reads the row (source, row)."""
-        return self.sources[pair[0]].conversation(int(pair[1]))
+        return self.sources[int(pair[0])].conversation(int(pair[1]))
 
     def row_id(self, pair: Ints) -> str:
         """Returns the id of the row (source, row), also of one that can't be read."""
-        return self.sources[pair[0]].rows.row_id(int(pair[1]))
+        return self.sources[int(pair[0])].rows.row_id(int(pair[1]))
 
     def _drawn(self, pair: Ints, seed: int, fraction: float) -> bool:
         """Draws by the media where there are some, so that no picture is on both sides of the split."""

@@ -16,7 +16,7 @@ def permutation(seed: int, epoch: int, rows: int) -> Ints:
 
 
 def rows_at(seed: int, rows: int, start: int, stop: int) -> Ints:
-    """Returns which rows stand at the global indices start … stop − 1; an epoch follows the one before without a gap."""
+    """Returns which rows stand at the global indices start … stop − 1; epochs follow one another without a gap."""
     parts = []
     while start < stop:
         epoch, first = divmod(start, rows)

@@ -67,7 +67,7 @@ def reference_of(conversation: Conversation) -> str:
     """
     last = conversation.turns[-1]
     if last.role != "assistant":
-        raise DataError(f"{conversation.id}: the last turn is the {last.role}'s; there is no reference answer to score by")
+        raise DataError(f"{conversation.id}: the last turn is the {last.role}'s, so there is no reference answer")
     return last.text
 
 

@@ -14,7 +14,8 @@ def held_out_loss(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, sour
     """Returns Σ weight · nll ÷ Σ weight over all processes' batches; the model is left in evaluation mode."""
     model.eval()
     sums = torch.zeros(2, device=ranks.device, dtype=torch.float64)
-    with torch.inference_mode(), ranks.autocast():
+    # Not inference_mode: a decoder may keep a tensor made here (a longer rotary table), and train with it later.
+    with torch.no_grad(), ranks.autocast():
         for batch in batches:
             moved = batch.map(lambda tensor: tensor.to(ranks.device, non_blocking=True))
             loss = sft(model, moved, sources)

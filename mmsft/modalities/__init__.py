@@ -7,6 +7,7 @@ from mmsft.config import Spec
 from mmsft.config.kinds import resolve_kind
 from mmsft.modalities.clip_tower import Clip
 from mmsft.modalities.open_clip_tower import OpenClip
+from mmsft.modalities.spec import Modality
 from mmsft.modalities.timm_tower import Timm
 
 MODALITIES: dict[str, type] = {"clip": Clip, "open_clip": OpenClip, "timm": Timm}
@@ -18,7 +19,7 @@ def modality_spec(settings: Mapping[str, Any]) -> Spec:
     Raises:
         ValueError: with all that is wrong in the mapping.
     """
-    return resolve_kind(MODALITIES, "modality", settings)
+    return resolve_kind(MODALITIES, Modality, settings)
 
 
 __all__ = ["MODALITIES", "Clip", "OpenClip", "Timm", "modality_spec"]

@@ -29,6 +29,6 @@ class Picture(Modality, Protocol):
         """Returns ``pixels`` [3, H, W] as the tower was trained on them."""
         return {"pixels": self.frame().pixels(read_picture(file))}
 
-    def blank(self) -> dict[str, Tensor]:
+    def blank(self, grid: Grid) -> dict[str, Tensor]:
         """Returns a picture of the mean colour."""
         return {"pixels": self.frame().blank()}

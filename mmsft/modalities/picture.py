@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -99,21 +98,20 @@ def read_picture(file: File) -> Image.Image:
     """
     with _opened(file) as image:
         try:
-            return _rgb(ImageOps.exif_transpose(image), file)
+            return _rgb(ImageOps.exif_transpose(image))
         except _BROKEN as error:
             raise DataError(
-                f"{_name(file)}: the picture can't be decoded ({error}); is the file whole? "
-                "Fetch it again, or leave its row out"
+                f"the picture can't be decoded ({error}); is the file whole? Fetch it again, or leave its row out"
             ) from error
 
 
-def _rgb(image: Image.Image, file: File) -> Image.Image:
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         # Pillow's own conversion cuts every value above 255 to white.
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in {"I", "F"}:
         raise DataError(
-            f"{_name(file)}: pixels are 32-bit numbers (mode {image.mode}) whose range nobody states; "
+            f"pixels are 32-bit numbers (mode {image.mode}) whose range nobody states; "
             "convert the picture to 8 or 16 bits a channel"
         )
     if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
@@ -130,23 +128,16 @@ def _opened(file: File) -> Iterator[Image.Image]:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(BytesIO(file) if isinstance(file, bytes) else file)
     except Image.DecompressionBombError as error:
-        raise DataError(_too_large(file, str(error).split("(")[-1].split(" pixels")[0])) from None
+        raise DataError(_too_large(str(error).split("(")[-1].split(" pixels")[0])) from None
     except FileNotFoundError:
-        raise DataError(f"{_name(file)}: no such file") from None
+        raise DataError("no such file") from None
     except _BROKEN as error:
-        raise DataError(f"{_name(file)}: not a picture that Pillow can read ({error})") from error
+        raise DataError(f"not a picture that Pillow can read ({error})") from error
     with image:
         if image.width * image.height > MAX_PIXELS:
-            raise DataError(_too_large(file, f"{image.width} by {image.height}"))
+            raise DataError(_too_large(f"{image.width} by {image.height}"))
         yield image
 
 
-def _too_large(file: File, size: str) -> str:
-    return (
-        f"{_name(file)}: {size} pixels by its header, more than the limit of {MAX_PIXELS:,}; "
-        "a decompression bomb, or shrink it"
-    )
-
-
-def _name(file: File) -> str:
-    return f"a picture of {len(file)} bytes inside the row" if isinstance(file, bytes) else str(Path(file))
+def _too_large(size: str) -> str:
+    return f"{size} pixels by its header, more than the limit of {MAX_PIXELS:,}; a decompression bomb, or shrink it"

@@ -1,5 +1,6 @@
 """What a modality is: how to read a medium, how many features it gives, what a blank one is, and its encoder."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -7,11 +8,12 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from mmsft.types import Grid, Media, Part
+from mmsft.types import Grid
 
 File: TypeAlias = Path | bytes
 """A medium where it lies, or its bytes."""
 Options: TypeAlias = Mapping[str, Any]
+"""What a row says of a medium beside its file, by name: a clip's ``start`` and ``end``; mostly empty."""
 
 
 class Features(NamedTuple):
@@ -22,48 +24,56 @@ class Features(NamedTuple):
 
 
 class Encoder(Protocol):
-    """An `nn.Module` that turns a batch of loaded media into features."""
+    """An `nn.Module` that turns a batch of loaded media into features.
+
+    Attributes:
+        width: size of a feature; the adapter's input.
+    """
 
     width: int
 
     def __call__(self, batch: Mapping[str, Tensor]) -> Features:
-        """Encodes the media that `Modality.collate` joined."""
+        """Encodes what `Modality.collate` joined; L is the `count` of the grid that `Modality.probe` gave."""
         ...
 
 
 class Modality(Protocol):
-    """A frozen, picklable spec that YAML can state: subclass it as a frozen dataclass.
+    """How one kind of media is read and encoded: subclass it as a frozen dataclass, whose fields YAML can then set.
 
-    `probe`, `load`, `blank` and `encoder` are to be written; the others have defaults that suit most modalities.
+    `probe`, `load`, `blank` and `encoder` are to be written; `collate` suits most as it is. Specs are pickled to data
+    workers, so weights belong into the encoder. An error is prefixed with the row and the medium: say only what is
+    wrong and what to do about it. An OSError, EOFError or ValueError while reading counts as a DataError.
     """
 
+    @abstractmethod
     def probe(self, file: File, options: Options) -> Grid:
         """Returns how many features the medium gives, from its header: planning never decodes.
 
         Raises:
             DataError: the header is broken, or the medium is too large to be honest.
         """
-        ...
 
+    @abstractmethod
     def load(self, file: File, options: Options) -> dict[str, Tensor]:
         """Reads one medium, in a data worker, on the CPU.
+
+        Media whose grids and tensors' shapes are equal go through the encoder together, others apart.
 
         Raises:
             DataError: the medium can't be decoded.
         """
-        ...
 
-    def blank(self) -> dict[str, Tensor]:
-        """Returns a medium without content, in the form of `load`."""
-        ...
+    @abstractmethod
+    def blank(self, grid: Grid) -> dict[str, Tensor]:
+        """Returns a medium without content, in the form of `load`, that gives the features of `grid`.
 
+        It stands in where a model is scored without looking, and where a process has no medium of a tower that learns.
+        A modality that knows one grid only may leave the argument aside.
+        """
+
+    @abstractmethod
     def encoder(self) -> nn.Module:
-        """Builds the `Encoder`, with its weights."""
-        ...
-
-    def expand(self, part: Media) -> tuple[Part, ...]:
-        """Returns what stands for the medium in the conversation: a video may become frames and sound."""
-        return (part,)
+        """Builds the `Encoder`, with its weights; fresh ones follow from the run's seed."""
 
     def collate(self, items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Joins loaded media of equal shapes along a new first dimension."""

@@ -66,7 +66,8 @@ class TimmEncoder(nn.Module):
         if self.intermediate:
             # Pruning counts what is left, so that what is read is the last from here on.
             model.prune_intermediate_layers([spec.layer], prune_norm=True, prune_head=True)
-        self.model = model
+        # Convolutions run about twice as fast on channels that lie together; the values are the same.
+        self.model = model.to(memory_format=torch.channels_last)
         self.width = width
 
     def grid(self, pixels: Tensor) -> Tensor:
@@ -86,7 +87,8 @@ class TimmEncoder(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor]) -> Features:
         """Encodes ``pixels`` [N, 3, H, W]."""
-        return Features(self.grid(batch["pixels"]).flatten(2).transpose(1, 2))
+        pixels = batch["pixels"].contiguous(memory_format=torch.channels_last)
+        return Features(self.grid(pixels).flatten(2).transpose(1, 2))
 
 
 def _create(spec: Timm, pretrained: bool) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mmsft.errors import AlignmentError, DataError
+from mmsft.errors import AlignmentError, ConfigError, DataError
 from mmsft.model.modes import evaluating
 from mmsft.model.nll import nll
 from mmsft.model.parts import Part, parts
@@ -98,9 +98,12 @@ class MultimodalModel(nn.Module):
     def checkpoint_activations(self, enabled: bool) -> None:
         """Recomputes the decoder's activations in the backward pass instead of keeping them (non-reentrant)."""
         if enabled:
-            self.decoder.gradient_checkpointing_enable({"use_reentrant": False})
+            if not self.decoder.supports_gradient_checkpointing:
+                name = type(self.decoder).__name__
+                raise ConfigError(f"activation_checkpointing: {name} can't do it; leave it out, or lower micro_batch")
+            self.decoder.activation_checkpointing_enable({"use_reentrant": False})
         else:
-            self.decoder.gradient_checkpointing_disable()
+            self.decoder.activation_checkpointing_disable()
 
     @torch.no_grad()
     def find_head(self) -> None:

@@ -52,7 +52,7 @@ class Tower(nn.Module):
         Ranks whose batches hold no medium of this modality must take part in the others' reductions.
         """
         like = next(self.parameters())
-        blank = self.modality.collate([self.modality.blank()])
+        blank = self.modality.collate([self.modality.blank(Grid(1, 1, 1))])
         tensors = {name: tensor.to(like.device) for name, tensor in blank.items()}
         self._set_modes(learns=True)
         features = cast(Features, self.encoder(tensors))

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: Σ weight · −log p(target), and Σ weight."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from mmsft.types import Batch
 
 
-class Loss(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Loss:
     """What a batch adds to a global step; the step's loss is Σ sums ÷ Σ counts over all its batches.
 
     Attributes:

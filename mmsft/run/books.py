@@ -8,7 +8,7 @@ from mmsft.data.order import chain
 from mmsft.journal import Journal
 from mmsft.parallel import Ranks
 from mmsft.train.checkpoint import State
-from mmsft.train.loop import Step
+from mmsft.train.loop import Step, check_finite
 
 
 class Books:
@@ -33,8 +33,10 @@ class Books:
         self._ledger_file = Journal(folder / "ledger.jsonl")
         self._waiting: Step | None = None
         if ranks.main:
-            self._log.rewind(state.stage, state.step)
-            self._ledger_file.rewind(state.stage, state.step)
+            # A stage that begins has nothing yet, not even the held-out loss of step 0.
+            last = state.step or -1
+            self._log.rewind(state.stage, last)
+            self._ledger_file.rewind(state.stage, last)
 
     def add(self, step: Step) -> None:
         """Takes a step; settles the one before."""
@@ -47,16 +49,16 @@ class Books:
         """Settles the step that waits.
 
         Raises:
+            Diverged: its loss or gradient isn't finite.
             DataError: more rows are lost than the recipe's budget allows.
         """
         step, self._waiting = self._waiting, None
         if step is None:
             return
-        shares = self._ranks.gather((step.data.used, step.data.losses, step.targets, step.tokens))
-        used, losses, targets, tokens = 0, [], 0, 0
-        for share_used, share_losses, share_targets, share_tokens in shares:
-            used, losses = used + share_used, losses + list(share_losses)
-            targets, tokens = targets + share_targets, tokens + share_tokens
+        check_finite(step)
+        shares = self._ranks.gather(((step.data.used, step.targets, step.tokens), step.data.losses))
+        used, targets, tokens = (sum(counts) for counts in zip(*(counts for counts, _ in shares), strict=True))
+        losses = [loss for _, lost in shares for loss in lost]
         order = chain(self.state.order, step.data.rows)
         self.state = self.state.moved(step=step.number, tokens=self.state.tokens + tokens, order=order)
         if self._ranks.main:
@@ -74,7 +76,7 @@ class Books:
         by_source = step.loss_by_source(self._sources)
         line = {
             "name": self.state.name,
-            "loss": step.loss,
+            "loss": None if step.learned_nothing else step.loss,
             "loss_by_source": by_source,
             "lr": step.lr,
             "grad_norm": step.grad_norm,
@@ -91,7 +93,7 @@ class Books:
                 **{f"{self.state.name}/loss/{name}": value for name, value in by_source.items()},
                 **{f"{self.state.name}/lr/{name}": value for name, value in step.lr.items()},
             },
-            step.number,
+            self.state.before + step.number,
         )
 
     def evaluated(self, loss: float, losses: Sequence[Loss], rows: int) -> bool:
@@ -113,10 +115,12 @@ class Books:
         Ledger(rows, self.ledger.budget).add(rows - len(lost), lost)
         better = bool(self.state.step) and (self.state.best is None or loss < self.state.best)
         if self.state.step:
-            best = loss if better else self.state.best
-            self.state = self.state.moved(best=best, stale=0 if better else self.state.stale + 1)
+            found = (
+                {"best": loss, "best_at": self.state.step, "stale": 0} if better else {"stale": self.state.stale + 1}
+            )
+            self.state = self.state.moved(**found)
         if self._ranks.main:
             line = {"name": self.state.name, "held_out_loss": loss}
             self._log.write(self.state.stage, self.state.step, line)
-            self._ranks.track({f"{self.state.name}/held_out_loss": loss}, self.state.step)
+            self._ranks.track({f"{self.state.name}/held_out_loss": loss}, self.state.before + self.state.step)
         return better

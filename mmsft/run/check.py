@@ -1,19 +1,25 @@
 """Finds what is wrong with a run before it trains."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from statistics import mean
 from typing import Any
 
+from torch import nn
+
 from mmsft.config import StageConfig
+from mmsft.data.ledger import Loss
 from mmsft.data.loader import Encoding, read_rows
 from mmsft.data.order import rows_at
 from mmsft.errors import MmsftError
 from mmsft.model.export import export_problem
 from mmsft.model.names import named_parameters
-from mmsft.run.execute import newest, refuse_other_settings, towers_without_media
+from mmsft.parallel import check_loggers
 from mmsft.run.load import Run
-from mmsft.train.optim import freeze, select
+from mmsft.run.stages import newest, refuse_idle_towers, refuse_other_settings
+from mmsft.train.optim import select
+from mmsft.types import Encoded
 
 _SHOWN = 5
 
@@ -62,6 +68,7 @@ def check(run: Run, rows: int = 200) -> Report:
     if problem:
         report.notes.append(f"`mmsft export` will not be possible: {problem}")
     _collect(report, _folder(run))
+    _collect(report, _loggers(run))
     names = None
     try:
         names = named_parameters(run.model())
@@ -70,12 +77,13 @@ def check(run: Run, rows: int = 200) -> Report:
         report.problems.append(f"model: {error}")
     for stage in run.config.stages:
         if names is not None:
-            _collect(report, _learning(stage, names))
+            _collect(report, _learning(run, stage, names))
         _collect(report, _data(run, stage, rows))
     return report
 
 
 def _collect(report: Report, findings: Iterator[tuple[str, str]]) -> None:
+    """Files (``facts``, ``notes`` or ``problems``, text) pairs, and the error that ends them as a problem."""
     try:
         for kind, text in findings:
             getattr(report, kind).append(text)
@@ -90,12 +98,19 @@ def _folder(run: Run) -> Iterator[tuple[str, str]]:
         yield "notes", f"{run.folder} has a checkpoint: training goes on from {last.path.name}"
 
 
-def _learning(stage: StageConfig, names: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def _loggers(run: Run) -> Iterator[tuple[str, str]]:
+    check_loggers(run.config.loggers)
+    if run.config.loggers:
+        yield "facts", f"loggers: {', '.join(run.config.loggers)}"
+
+
+def _learning(run: Run, stage: StageConfig, names: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, str]]:
     groups = select(names, stage.train)
-    freeze(names, groups)
     for group in groups:
         count = sum(names[name].numel() for name in group.names)
         yield "facts", f"stage {stage.name}: {group.pattern} learns, {count:,} parameters at {group.config.lr:g}"
+    learning = [name for group in groups for name in group.names]
+    refuse_idle_towers(run, stage, run.mixture(stage.recipe), learning)
 
 
 def _data(run: Run, stage: StageConfig, rows: int) -> Iterator[tuple[str, str]]:
@@ -103,25 +118,21 @@ def _data(run: Run, stage: StageConfig, rows: int) -> Iterator[tuple[str, str]]:
     encoding = Encoding(run.encoder(stage.recipe), run.reader, int(stage.micro_batch.value))
     total = len(mixture.train)
     pairs = mixture.train[rows_at(run.order_seed(stage), total, 0, min(rows, total))]
-    used, learned, tokens = 0, 0, 0
-    lost: Counter[str] = Counter()
-    reasons: list[str] = []
+    read: list[Encoded] = []
+    lost: list[Loss] = []
     for start in range(0, len(pairs), 32):
         encoded, _, losses = read_rows(mixture, encoding, pairs[start : start + 32])
-        used += len(encoded)
-        learned += sum(len(row.targets) for row in encoded)
-        tokens += sum(len(row) for row in encoded)
-        lost.update(loss.fate for loss in losses)
-        reasons += [loss.reason for loss in losses]
+        read, lost = read + encoded, lost + losses
     held = f", {len(mixture.held_out):,} held out" if len(mixture.held_out) else ""
-    yield "facts", f"stage {stage.name}: {total:,} rows{held}; {used} of the first {len(pairs)} read"
-    if used:
-        yield "facts", f"stage {stage.name}: {tokens / used:.1f} tokens a row, {learned / used:.1f} of them learned"
-    for reason in reasons[:_SHOWN]:
-        yield "notes" if used else "problems", f"stage {stage.name}: {reason}"
-    if sum(lost.values()) > stage.recipe.budget * len(pairs):
-        counts = ", ".join(f"{count} {fate}" for fate, count in lost.items())
+    yield "facts", f"stage {stage.name}: {total:,} rows{held}; {len(read)} of the first {len(pairs)} read"
+    if read:
+        tokens, learned = mean(len(row) for row in read), mean(len(row.targets) for row in read)
+        yield "facts", f"stage {stage.name}: {tokens:.1f} tokens a row, {learned:.1f} of them learned"
+    for loss in lost[:_SHOWN]:
+        yield "notes" if read else "problems", f"stage {stage.name}: {loss.reason}"
+    if len(lost) > stage.recipe.budget * len(pairs):
+        counts = ", ".join(f"{count} {fate}" for fate, count in Counter(loss.fate for loss in lost).items())
         yield "problems", f"stage {stage.name}: {counts} of {len(pairs)} rows; the budget is {stage.recipe.budget:.1%}"
-    for name in sorted(towers_without_media(run, mixture)):
-        kind = "problems" if any(pattern.startswith(f"towers.{name}") for pattern in stage.train) else "notes"
-        yield kind, f"stage {stage.name}: no row has {name} media, and the model has an {name} tower"
+    seen = {placed.media.modality for row in read for placed in row.media}
+    for name in sorted(run.config.model.towers.keys() - seen):
+        yield "notes", f"stage {stage.name}: none of these rows has {name} media, and the model has an {name} tower"

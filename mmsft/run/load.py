@@ -1,12 +1,13 @@
 """Reads a run's config and tells what it will do."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from mmsft import assets
@@ -89,21 +90,29 @@ class Run:
         for name, tower in self.config.model.towers.items():
             lines.append(f"tower {name}: {tower.modality.kind} → {tower.adapter.kind}")
         lines.append(f"parameters {total:,}")
+        learned = {name: parameter.requires_grad for name, parameter in names.items()}
         for stage in self.config.stages:
-            mixture = self.mixture(stage.recipe)
-            groups = select(names, stage.train)
-            freeze(names, groups)
-            lines.append(f"\nstage {stage.name}: {stage.duration}, batches of {stage.batch}")
-            for source in mixture.sources:
-                lines.append(f"  data {source.name}: {len(source.rows):,} rows, {source.config.format}")
-            lines.append(f"  trained on {len(mixture.train):,} rows, held out {len(mixture.held_out):,}")
-            for group in groups:
-                count = sum(names[name].numel() for name in group.names)
-                lines.append(f"  learns  {group.pattern:<32} {count:>13,} parameters at {group.config.lr:g}")
-            for part in model.parts():
-                if part.frozen:
-                    lines.append(f"  frozen  {part.name:<32} {part.frozen:>13,} parameters")
+            lines += self._describe_stage(stage, model, names)
+        for name, parameter in names.items():
+            parameter.requires_grad_(learned[name])
         return "\n".join(lines)
+
+    def _describe_stage(
+        self, stage: StageConfig, model: MultimodalModel, names: Mapping[str, nn.Parameter]
+    ) -> Iterator[str]:
+        mixture = self.mixture(stage.recipe)
+        groups = select(names, stage.train)
+        freeze(names, groups)
+        yield f"\nstage {stage.name}: {stage.duration}, batches of {stage.batch}"
+        for source in mixture.sources:
+            yield f"  data {source.name}: {len(source.rows):,} rows, {source.config.format}"
+        yield f"  trained on {len(mixture.train):,} rows, held out {len(mixture.held_out):,}"
+        for group in groups:
+            count = sum(names[name].numel() for name in group.names)
+            yield f"  learns  {group.pattern:<32} {count:>13,} parameters at {group.config.lr:g}"
+        for part in model.parts():
+            if part.frozen:
+                yield f"  frozen  {part.name:<32} {part.frozen:>13,} parameters"
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:

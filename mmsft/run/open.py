@@ -46,18 +46,23 @@ def find_checkpoint(run: Run, name: str) -> Checkpoint:
         CheckpointError: there is none of that name.
     """
     folder = run.folder / "checkpoints"
-    found = {checkpoint.path.name: checkpoint for checkpoint in ckpt.complete(folder)}
-    if not found:
-        raise CheckpointError(f"{folder}: no complete checkpoint; train first: mmsft train {run.folder / 'config.yaml'}")
+    checkpoints = ckpt.complete(folder)
+    if not checkpoints:
+        raise CheckpointError(f"{folder}: no complete checkpoint; train first: mmsft train {run.folder}")
     if name == "last":
-        return list(found.values())[-1]
-    best = ckpt.best(folder)
-    wanted = best.name if name == "best" and best else name
-    if name == "best" and wanted in found and found[wanted].state.stage != list(found.values())[-1].state.stage:
-        raise CheckpointError(f"{folder}: the last stage measured no held-out loss; there is no best checkpoint of it")
-    if wanted not in found:
+        return checkpoints[-1]
+    if name == "best":
+        lowest = ckpt.best(checkpoints)
+        if lowest is None:
+            raise CheckpointError(
+                f"{folder}: stage {checkpoints[-1].state.name} measured no held-out loss, so none is the best; "
+                "give the stage `evaluate`, or take the last"
+            )
+        return lowest
+    found = {checkpoint.path.name: checkpoint for checkpoint in checkpoints}
+    if name not in found:
         raise CheckpointError(f"{folder}: no checkpoint {name!r}{suggest(name, found)}; there are {', '.join(found)}")
-    return found[wanted]
+    return found[name]
 
 
 def held_out(run: Run, checkpoint: str, rows: int) -> list[Conversation]:

@@ -50,9 +50,7 @@ class Shown:
                 console.print(self._body())
                 learned = sum(token.weight is not None for token in self.tokens)
                 media = sum(token.media is not None for token in self.tokens)
-                console.print(
-                    Styled(f"{len(self.tokens)} tokens, {learned} learned, {media} of media", style="dim")
-                )
+                console.print(Styled(f"{len(self.tokens)} tokens, {learned} learned, {media} of media", style="dim"))
         return captured.get().rstrip("\n")
 
     def _body(self) -> Styled:
@@ -61,7 +59,7 @@ class Shown:
         for token in self.tokens:
             if token.media is None:
                 style = "bold green" if token.weight else "blue" if token.text.startswith("<|") else ""
-                mark = "" if token.weight in (None, 1.0) else f"[×{token.weight:g}]"
+                mark = "" if token.weight in (None, 1.0) else f"[weight {token.weight:g}]"
                 body.append(token.text + mark, style)
             elif token.media != last:
                 body.append(token.media, "magenta")
@@ -105,9 +103,7 @@ def stage_named(run: Run, name: str | None) -> StageConfig:
 
 def _tokens(encoded: Encoded, decode: Any) -> Iterator[Token]:
     # A target's token is the one after its position, in the thread; with one segment, the next.
-    weights = dict(
-        zip((encoded.targets.position + 1).tolist(), encoded.targets.weight.tolist(), strict=True)
-    )
+    weights = dict(zip((encoded.targets.position + 1).tolist(), encoded.targets.weight.tolist(), strict=True))
     media = {
         int(slot): f"<{placed.media.modality}:{len(placed.slots)} tokens>"
         for placed in encoded.media

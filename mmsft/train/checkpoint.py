@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ class State:
         name: its name.
         step: steps done in it.
         steps: steps that it has.
+        before: steps done in earlier stages.
         done: the stage is over, be it that it stopped early.
         tokens: read by all processes in the stage.
         order: hash of the rows seen.
         ledger: what became of the rows.
         best: lowest validation loss in the stage.
+        best_at: the step with it.
         stale: evaluations since.
         config: the settings that decide the weights.
     """
@@ -45,13 +47,24 @@ class State:
     name: str
     step: int
     steps: int
+    before: int = 0
     done: bool = False
     tokens: int = 0
     order: str = ""
     ledger: Mapping[str, int] = field(default_factory=dict)
     best: float | None = None
+    best_at: int | None = None
     stale: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def checkpoint(self) -> str:
+        """Name of the state's checkpoint."""
+        return self.named(self.step)
+
+    def named(self, step: int) -> str:
+        """Returns the name of the stage's checkpoint after a step."""
+        return f"{self.stage:02d}-{self.name}-{step:07d}"
 
     def moved(self, **changes: Any) -> "State":
         """Returns the state with some values changed."""
@@ -67,7 +80,12 @@ class Checkpoint:
 
 
 def save(
-    folder: Path, state: State, model: nn.Module, optimizer: Optimizer, names: Mapping[str, nn.Parameter], kept: set[str]
+    folder: Path,
+    state: State,
+    model: nn.Module,
+    optimizer: Optimizer,
+    names: Mapping[str, nn.Parameter],
+    kept: set[str],
 ) -> Path:
     """Writes a checkpoint aside, then renames it, so that it is there whole or not at all.
 
@@ -82,9 +100,7 @@ def save(
     Raises:
         CheckpointError: the disk is full or refuses; earlier checkpoints are untouched.
     """
-    final = folder / f"{state.stage:02d}-{state.name}-{state.step:07d}"
-    if (final / MARKER).is_file():
-        return final  # killed after this save, the run came here again: what it would write is the same
+    final = folder / state.checkpoint
     aside = folder / f"{_ASIDE}{final.name}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -107,9 +123,9 @@ def save(
 
 def _moments(optimizer: Optimizer, names: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Returns the optimiser's tensors as ``name//moment``."""
-    name_of = {parameter: name for name, parameter in names.items()}
+    name_of = {id(parameter): name for name, parameter in names.items()}
     return {
-        f"{name_of[parameter]}//{key}": value.detach().cpu().contiguous()
+        f"{name_of[id(parameter)]}//{key}": value.detach().cpu().contiguous()
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
         if isinstance(value, Tensor)
@@ -137,20 +153,29 @@ def _sync(path: Path) -> None:
 
 
 def complete(folder: Path) -> list[Checkpoint]:
-    """Returns the complete checkpoints of a run, oldest first; others are left alone."""
+    """Returns the complete checkpoints of a run, oldest first; what a killed save left is none.
+
+    Raises:
+        CheckpointError: one was damaged after it was complete.
+    """
     found = []
     for path in sorted(folder.glob("*")) if folder.is_dir() else []:
         marker = path / MARKER
         if path.name.startswith(_ASIDE) or not marker.is_file():
             continue
         try:
-            sizes = json.loads(marker.read_text(encoding="utf-8"))
-            whole = all((path / name).stat().st_size == size for name, size in sizes.items())
-            if whole:
-                found.append(Checkpoint(path, _read_state(path)))
+            _check_sizes(path, json.loads(marker.read_text(encoding="utf-8")))
+            found.append(Checkpoint(path, _read_state(path)))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path}: damaged: {error}; delete it to go on from the one before") from error
+            raise CheckpointError(f"{path}: damaged: {error}; delete this folder to use the one before it") from error
     return sorted(found, key=lambda checkpoint: (checkpoint.state.stage, checkpoint.state.step))
+
+
+def _check_sizes(path: Path, sizes: Mapping[str, int]) -> None:
+    for name, size in sizes.items():
+        found = (path / name).stat().st_size
+        if found != size:
+            raise ValueError(f"{name} has {found} bytes, and {size} were written")
 
 
 def _read_state(path: Path) -> State:
@@ -180,9 +205,12 @@ def restore_optimizer(checkpoint: Path, optimizer: Optimizer, names: Mapping[str
     learning = {p for group in optimizer.param_groups for p in group["params"]}
     expected = {name for name, parameter in names.items() if parameter in learning}
     stored = {key.split("//")[0] for key in tensors}
-    if stored and stored != expected:
-        odd = sorted(stored ^ expected)
-        raise CheckpointError(f"{path}: other parameters learned when it was written, e.g. {odd[0]}")
+    # A parameter that never had a gradient has no moments; one that has some must still learn.
+    if odd := sorted(stored - expected):
+        raise CheckpointError(
+            f"{path}: {odd[0]} learned when it was written and doesn't now; delete the checkpoint, or take "
+            "another `out`"
+        )
     for key, tensor in tensors.items():
         name, moment = key.split("//")
         parameter = names[name]
@@ -191,37 +219,32 @@ def restore_optimizer(checkpoint: Path, optimizer: Optimizer, names: Mapping[str
         optimizer.state[parameter][moment] = value
 
 
-def mark_best(folder: Path, path: Path) -> None:
-    """Remembers which checkpoint has the lowest validation loss."""
-    aside = folder / f"{_ASIDE}best"
-    aside.write_text(path.name, encoding="utf-8")
-    os.replace(aside, folder / "best")
-
-
-def best(folder: Path) -> Path | None:
-    """Returns the checkpoint with the lowest validation loss of its stage, if one was measured."""
-    marker = folder / "best"
-    return folder / marker.read_text(encoding="utf-8") if marker.is_file() else None
+def best(checkpoints: Sequence[Checkpoint]) -> Checkpoint | None:
+    """Returns the checkpoint with the lowest validation loss of the last stage, if one was measured."""
+    last = checkpoints[-1].state if checkpoints else None
+    if last is None or last.best_at is None:
+        return None
+    return next((found for found in checkpoints if found.path.name == last.named(last.best_at)), None)
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Deletes old checkpoints, and what killed saves left: a stage keeps its last `keep` and the best one.
+    """Deletes old checkpoints, and what killed saves left.
 
-    A stage that is over keeps its last only.
+    The last stage keeps its last `keep` and the one with its lowest validation loss; a stage before it its last one.
     """
     for rest in folder.glob(f"{_ASIDE}*"):
         shutil.rmtree(rest, ignore_errors=True)
-    kept = best(folder)
     checkpoints = complete(folder)
-    current = checkpoints[-1].state.stage if checkpoints else 0
-    for stage in {checkpoint.state.stage for checkpoint in checkpoints}:
-        of_stage = [checkpoint for checkpoint in checkpoints if checkpoint.state.stage == stage]
-        for old in of_stage[: -(keep if stage == current else 1)]:
-            if old.path != kept:
-                # Renamed first: a kill in the middle leaves no half checkpoint that looks whole.
-                doomed = folder / f"{_ASIDE}{old.path.name}"
-                os.rename(old.path, doomed)
-                shutil.rmtree(doomed, ignore_errors=True)
+    kept = {found.path for found in checkpoints[-keep:]}
+    kept |= {last.path for last in {found.state.stage: found for found in checkpoints}.values()}
+    if (lowest := best(checkpoints)) is not None:
+        kept.add(lowest.path)
+    for old in checkpoints:
+        if old.path not in kept:
+            # Renamed first: a kill in the middle leaves no half checkpoint that looks whole.
+            doomed = folder / f"{_ASIDE}{old.path.name}"
+            os.rename(old.path, doomed)
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 def differences(stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -53,7 +53,12 @@ class Step:
     def loss(self) -> float:
         """Σ weight · nll ÷ Σ weight over the whole global step; reading it waits for the device."""
         _, total, count, *_ = self._values()
-        return total / count if count else math.nan
+        return math.nan if self.learned_nothing else total / count
+
+    @property
+    def learned_nothing(self) -> bool:
+        """Whether no target of the global step has a weight, so that its loss is 0 ÷ 0."""
+        return not self._values()[2]
 
     @property
     def grad_norm(self) -> float:
@@ -134,7 +139,7 @@ def train(trainer: Trainer, data: Iterable[StepData], steps: int) -> Iterator[St
 def _backward(trainer: Trainer, item: StepData) -> Tensor:
     """Accumulates the global step's gradient; returns [Σ, count, Σ and count per source] over all processes."""
     ranks = trainer.ranks
-    weight = ranks.total(torch.tensor(item.weight, device=ranks.device, dtype=torch.float32))
+    weight = ranks.total(torch.full((), item.weight, device=ranks.device))
     # The processes' gradients are averaged, so each contributes its sum times their number; a step in which nothing
     # can be learned leaves zero gradients rather than 0 ÷ 0.
     scale = ranks.count / weight.clamp_min(torch.finfo(torch.float32).tiny)
@@ -159,13 +164,13 @@ def check_finite(step: Step) -> None:
     Raises:
         Diverged: one isn't finite; names the rows.
     """
-    nothing_learned = step.scalars[2].item() == 0
-    if (nothing_learned or math.isfinite(step.loss)) and math.isfinite(step.grad_norm):
+    if (math.isfinite(step.loss) or step.learned_nothing) and math.isfinite(step.grad_norm):
         return
     rows = [row for batch in step.data.micro for row in batch.ids]
     named = ", ".join(rows[:20]) + (f" and {len(rows) - 20} more" if len(rows) > 20 else "")
     raise Diverged(
         f"step {step.number}: loss {step.loss}, gradient norm {step.grad_norm} (learning rates {step.lr}); "
         f"its rows were {named}\n"
-        "the last checkpoint is from before; lower the learning rate, set `clip`, or look at these rows with `mmsft data show`"
+        "the last checkpoint is from before; lower the learning rate, set `clip`, or look at these rows "
+        "with `mmsft data show`"
     )

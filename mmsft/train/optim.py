@@ -48,7 +48,8 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def _unmatched(pattern: str, names: Mapping[str, nn.Parameter], ranked: list[str]) -> str:
-    rivals = [other for other in ranked if other != pattern and any(matches(n, other) for n in names if matches(n, pattern))]
+    matched = [name for name in names if matches(name, pattern)]
+    rivals = [other for other in ranked if other != pattern and any(matches(name, other) for name in matched)]
     if rivals:
         return f"train.{pattern}: all that it matches is decided by {', '.join(rivals)}; leave one of them out"
     prefixes = {".".join(name.split(".")[:depth]) for name in names for depth in range(1, 6)}

@@ -75,10 +75,11 @@ def test_without_rms_there_is_nothing_but_the_layers() -> None:
         ({"kind": "linear", "poool": 2}, r"unknown key 'poool' \(did you mean 'pool'\?\)"),
         ({"kind": "linear", "norm": "maybe"}, "norm: .*got 'maybe'"),
         ({"kind": "mlp"}, r"unknown adapter kind 'mlp'.*known: linear, mlp2x_gelu"),
-        ({}, "an? adapter is chosen by its `kind`"),
+        ({}, "the adapter is chosen by its `kind`"),
         ({"kind": "mmsft.types:Grd"}, r"mmsft.types has no class 'Grd' \(did you mean 'Grid'\?\)"),
         ({"kind": "mmsft.no_such:X"}, "mmsft.no_such can't be imported"),
         ({"kind": "pathlib:Path"}, "make Path a frozen dataclass"),
+        ({"kind": "mmsft.modalities:Clip"}, "Clip isn't one; subclass mmsft.Adapter"),
     ],
 )
 def test_wrong_settings_are_explained(settings: dict[str, Any], message: str) -> None:

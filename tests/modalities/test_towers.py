@@ -181,9 +181,9 @@ def test_a_tower_reads_a_picture_as_its_frame_says_and_probes_only_the_header(tm
     spec = Timm("tf_efficientnet_lite0", size=64)
     Image.new("RGB", (50, 20), "white").save(tmp_path / "a.png")
     assert spec.probe(tmp_path / "a.png", {}) == Grid(1, 2, 2)
-    assert spec.load(tmp_path / "a.png", {})["pixels"].shape == spec.blank()["pixels"].shape == (3, 64, 64)
+    assert spec.load(tmp_path / "a.png", {})["pixels"].shape == spec.blank(Grid(1, 2, 2))["pixels"].shape == (3, 64, 64)
     (tmp_path / "b.png").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"b\.png: not a picture"):
+    with pytest.raises(DataError, match="not a picture"):
         spec.probe(tmp_path / "b.png", {})
 
 

@@ -36,9 +36,9 @@ class Toy(Modality):
         return Grid(1, 2, 2)
 
     def load(self, file: File, options: Options) -> dict[str, Tensor]:
-        return self.blank()
+        return self.blank(self.probe(file, options))
 
-    def blank(self) -> dict[str, Tensor]:
+    def blank(self, grid: Grid) -> dict[str, Tensor]:
         return {"pixels": torch.zeros(3, 8, 8)}
 
     def encoder(self) -> nn.Module:

@@ -1,7 +1,8 @@
 """Runs the stages of a config: trains, logs, evaluates, saves, and goes on from where it was stopped."""
 
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -75,19 +76,36 @@ def execute(run: Run) -> Iterator[tuple[StageConfig, Step, Assistant]]:
         model = run.model()
     session = Session(run, ranks, model, fresh(named_parameters(model)))
     if ranks.main:
-        run.folder.mkdir(parents=True, exist_ok=True)
-        (run.folder / CONFIG).write_text(dump_config(config, run.origins), encoding="utf-8")
-    if config.loggers:
-        ranks.start_trackers(run.folder.name, {})
+        _write_config(run)
     if last is not None:
         session.kept |= ckpt.restore_weights(last.path, model)
-    first = 0 if last is None else last.state.stage + last.state.done
-    for number in range(first, len(config.stages)):
-        resumed = last if last is not None and last.state.stage == number else None
-        state = State(number, config.stages[number].name, 0, 0, config=deciding(run))
-        yield from _stage(session, config.stages[number], resumed.state if resumed else state, resumed)
-    if config.loggers:
-        ranks.end()
+    with ranks.trackers(run.folder.name):
+        yield from _stages(session, last)
+
+
+def _stages(session: Session, last: Checkpoint | None) -> Iterator[tuple[StageConfig, Step, Assistant]]:
+    stages = session.run.config.stages
+    before = 0
+    for number, stage in enumerate(stages):
+        if last is not None and number <= last.state.stage:
+            resumed, state = last, last.state
+            before = state.before + state.step
+            if number < state.stage or state.done:
+                continue
+        else:
+            resumed, state = None, State(number, stage.name, 0, 0, before, config=deciding(session.run))
+        state = yield from _stage(session, stage, state, resumed)
+        before = state.before + state.step
+
+
+def _write_config(run: Run) -> None:
+    aside = run.folder / f".{CONFIG}"
+    try:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        aside.write_text(dump_config(run.config, run.origins), encoding="utf-8")
+        os.replace(aside, run.folder / CONFIG)
+    except OSError as error:
+        raise ConfigError(f"out: the run folder {run.folder} can't be written: {error}") from error
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -120,7 +138,8 @@ def refuse_other_settings(last: Checkpoint, run: Run) -> None:
 
 def _stage(
     session: Session, stage: StageConfig, state: State, resumed: Checkpoint | None
-) -> Iterator[tuple[StageConfig, Step, Assistant]]:
+) -> Generator[tuple[StageConfig, Step, Assistant], None, State]:
+    """Trains a stage; returns where it ended."""
     run, ranks, model = session.run, session.ranks, session.model
     mixture = run.mixture(stage.recipe)
     encoding = Encoding(run.encoder(stage.recipe), run.reader, int(stage.micro_batch.value))
@@ -133,7 +152,7 @@ def _stage(
     model.checkpoint_activations(stage.activation_checkpointing)
     steps = _steps(session, stage, mixture, encoding)
     state = state.moved(steps=len(steps))
-    ledger = Ledger(len(mixture.train), stage.recipe.budget, state.ledger)
+    ledger = Ledger(min(steps.limit, len(mixture.train)), stage.recipe.budget, state.ledger)
     books = Books(run.folder, state, ledger, [source.name for source in mixture.sources], ranks)
     trainer = Trainer(
         model=ranks.wrap(model),
@@ -157,10 +176,11 @@ def _stage(
             improved = _evaluate(session, trainer, stage, mixture, encoding, books)
             over = over or _patience_is_over(stage, books.state)
         if over or improved or steps.due(run.config.save.every, step.number - 1):
-            _save(session, books, optimizer, over, improved)
+            _save(session, books, optimizer, over)
         yield stage, step, assistant
         if over:
             break
+    return books.state
 
 
 def _optimizer(session: Session, stage: StageConfig, mixture: Mixture) -> Optimizer:
@@ -168,14 +188,18 @@ def _optimizer(session: Session, stage: StageConfig, mixture: Mixture) -> Optimi
     groups = select(names, stage.train)
     freeze(names, groups)
     learning = {name for group in groups for name in group.names}
-    _refuse_idle_towers(session.run, stage, mixture, learning)
+    refuse_idle_towers(session.run, stage, mixture, learning)
     session.kept |= learning
     return build(names, groups, stage.optimizer)
 
 
-def towers_without_media(run: Run, mixture: Mixture) -> set[str]:
-    """Returns the towers for which no row of the recipe has media; stops reading once each has been seen."""
-    missing = set(run.config.model.towers)
+def refuse_idle_towers(run: Run, stage: StageConfig, mixture: Mixture, learning: Collection[str]) -> None:
+    """Looks for media for each tower that learns; stops reading once each has been seen.
+
+    Raises:
+        ConfigError: the recipe has none for one of them.
+    """
+    missing = {name for name in run.config.model.towers if any(it.startswith(f"towers.{name}.") for it in learning)}
     for pair in mixture.train:
         if not missing:
             break
@@ -184,16 +208,11 @@ def towers_without_media(run: Run, mixture: Mixture) -> set[str]:
         except DataError:
             continue
         missing -= {medium.modality for turn in turns for medium in turn.media}
-    return missing
-
-
-def _refuse_idle_towers(run: Run, stage: StageConfig, mixture: Mixture, learning: set[str]) -> None:
-    for name in sorted(towers_without_media(run, mixture)):
-        if any(parameter.startswith(f"towers.{name}.") for parameter in learning):
-            raise ConfigError(
-                f"stage {stage.name}: the {name} tower learns, but none of the recipe's {len(mixture.train)} rows has "
-                f"{name} media; take towers.{name} out of `train`, or mend the recipe"
-            )
+    for name in sorted(missing):
+        raise ConfigError(
+            f"stage {stage.name}: the {name} tower learns, but none of the recipe's {len(mixture.train)} rows has "
+            f"{name} media; take towers.{name} out of `train`, or mend the recipe"
+        )
 
 
 def _init_from(folder: str, model: MultimodalModel) -> set[str]:
@@ -244,15 +263,12 @@ def _patience_is_over(stage: StageConfig, state: State) -> bool:
     return patience is not None and state.stale >= patience
 
 
-def _save(session: Session, books: Books, optimizer: Optimizer, over: bool, improved: bool) -> None:
+def _save(session: Session, books: Books, optimizer: Optimizer, over: bool) -> None:
     books.flush()
     if session.ranks.main:
         folder = session.checkpoints
         state = books.state.moved(done=over)
         names = named_parameters(session.model)
-        path = ckpt.save(folder, state, session.model, optimizer, names, session.kept)
-        if improved:
-            ckpt.mark_best(folder, path)
+        ckpt.save(folder, state, session.model, optimizer, names, session.kept)
         ckpt.prune(folder, session.run.config.save.keep)
     session.ranks.wait()
-

@@ -1,0 +1,1 @@
+"""Parts of one's own that a config can name, each in a file."""

@@ -1,0 +1,5 @@
+"""`python -m mmsft`: the command line."""
+
+from mmsft.cli import main
+
+main()

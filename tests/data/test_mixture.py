@@ -1,0 +1,86 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mmsft.config import RecipeConfig
+from mmsft.data.mixture import Mixture
+from mmsft.errors import ConfigError
+from tests.makers import Lab, row, write_rows
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    lab = Lab.make(tmp_path_factory.mktemp("lab"), rows=60)
+    write_rows(lab.folder / "more.jsonl", lab.rows(5, first=100))
+    return lab
+
+
+def open_recipe(recipe: dict[str, Any], seed: int = 0) -> Mixture:
+    return Mixture(RecipeConfig.model_validate(recipe), seed)
+
+
+def media_of(mixture: Mixture, pairs: np.ndarray[Any, np.dtype[np.int64]]) -> set[str]:
+    turns = [turn for pair in pairs for turn in mixture.conversation(pair).turns]
+    return {str(medium.ref) for turn in turns for medium in turn.media}
+
+
+def test_a_fraction_keeps_each_picture_on_one_side(lab: Lab) -> None:
+    mixture = open_recipe(lab.recipe(validation={"fraction": 0.4}))
+    assert 0 < len(mixture.held_out) < len(mixture.train)
+    assert media_of(mixture, mixture.train).isdisjoint(media_of(mixture, mixture.held_out))
+    assert len(mixture.train) + len(mixture.held_out) == 60
+
+
+def test_a_fraction_follows_from_the_seed(lab: Lab) -> None:
+    recipe = lab.recipe(validation={"fraction": 0.4})
+    first, again, other = (open_recipe(recipe, seed).held_out.tolist() for seed in (0, 0, 1))
+    assert first == again != other
+
+
+def test_a_source_or_a_file_is_held_out_whole(lab: Lab) -> None:
+    more = {"path": str(lab.folder / "more.jsonl"), "format": "llava"}
+    recipe = lab.recipe()
+    by_source = open_recipe({**recipe, "sources": [*recipe["sources"], more], "validation": {"source": "more.jsonl"}})
+    by_file = open_recipe({**recipe, "validation": {"file": more}})
+    for mixture in (by_source, by_file):
+        assert len(mixture.train) == 60
+        assert {mixture.row_id(pair) for pair in mixture.held_out} == {f"more.jsonl:{n}" for n in range(1, 6)}
+
+
+def test_where_and_limit_choose_rows(lab: Lab) -> None:
+    recipe = lab.recipe()
+    recipe["sources"][0] |= {"where": {"kind": ["short"]}, "limit": 4}
+    mixture = open_recipe(recipe)
+    assert [mixture.conversation(pair).tags["kind"] for pair in mixture.train] == ["short"] * 4
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [({"kinds": "short"}, "no column 'kinds'.*did you mean 'kind'"), ({"kind": "tall"}, "first row has 'short'")],
+)
+def test_a_filter_that_leaves_nothing_says_why(lab: Lab, where: dict[str, str], message: str) -> None:
+    recipe = lab.recipe()
+    recipe["sources"][0]["where"] = where
+    with pytest.raises(ConfigError, match=message):
+        open_recipe(recipe)
+
+
+def test_a_fraction_that_holds_out_nothing_is_refused(lab: Lab) -> None:
+    with pytest.raises(ConfigError, match="holds out none of 60 rows"):
+        open_recipe(lab.recipe(validation={"fraction": 1e-6}))
+
+
+def test_a_fraction_that_holds_out_everything_is_refused(lab: Lab) -> None:
+    with pytest.raises(ConfigError, match="leaves none of 60 rows"):
+        open_recipe(lab.recipe(validation={"fraction": 1 - 1e-9}))
+
+
+def test_a_broken_row_stays_for_the_ledger(lab: Lab, tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [row(0), row(1)])
+    file.write_bytes(file.read_bytes() + b'{"kind": "\xff"}\n{"conversations": [{"from"')
+    recipe = lab.recipe(validation={"fraction": 0.5})
+    recipe["sources"][0] |= {"path": str(file), "where": {"kind": ["short", "long"]}}
+    mixture = open_recipe(recipe, seed=1)
+    assert {"rows.jsonl:3", "rows.jsonl:4"} <= {mixture.row_id(pair) for pair in mixture.train}

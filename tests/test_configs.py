@@ -1,0 +1,61 @@
+"""Every config and recipe that ships runs on its real parts: a step of each stage moves what it says and no more."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import mmsft
+from mmsft.errors import ConfigError
+from mmsft.model.names import named_parameters
+from mmsft.run import Run
+from mmsft.train.optim import matches
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+RECIPES = sorted((ROOT / "data_recipes").rglob("*.yaml"))
+
+
+def _shortened(path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(ROOT)
+    stages = mmsft.load_run(path).config.stages
+    overrides = [f"out={out}", "workers=0"]
+    for stage in stages:
+        overrides += [f"stages.{stage.name}.duration=1 step", f"stages.{stage.name}.batch=2 examples"]
+        overrides += [f"stages.{stage.name}.evaluate.rows=2"] if stage.evaluate else []
+    return mmsft.load_run(path, overrides)
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_step_of_every_stage_moves_what_the_config_says(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = _shortened(path, tmp_path / "run", monkeypatch)
+    try:
+        before = {name: p.detach().clone() for name, p in named_parameters(run.model()).items()}
+    except ConfigError as error:
+        pytest.skip(str(error))
+    for stage, step, assistant in mmsft.execute(run):
+        assert step.loss > 0
+        after = named_parameters(assistant.model)
+        moved = {name for name, old in before.items() if not torch.equal(old, after[name].detach().cpu())}
+        assert moved, f"stage {stage.name} moved nothing"
+        strays = [name for name in moved if not any(matches(name, pattern) for pattern in stage.train)]
+        assert not strays
+        for pattern in stage.train:
+            assert any(matches(name, pattern) for name in moved), f"{pattern} did not move"
+        before = {name: parameter.detach().clone() for name, parameter in after.items()}
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_rows_of_every_recipe_encode(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = _shortened(ROOT / "configs" / "demo.yaml", tmp_path / "run", monkeypatch)
+    recipe = mmsft.load_run(ROOT / "configs" / "demo.yaml", [f"stages.0.recipe={path}"]).config.stages[0].recipe
+    try:
+        mixture, encoder = run.mixture(recipe), run.encoder(recipe)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    for pair in mixture.train[:: max(1, len(mixture.train) // 20)]:
+        assert len(encoder.encode(mixture.conversation(pair)).targets)
