@@ -1,7 +1,7 @@
 """A model with what it needs to talk: its template, its media and its device."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -126,13 +126,16 @@ def swap_media(conversations: Sequence[Conversation], seed: int) -> list[Convers
     Raises:
         DataError: there are too few different media for that.
     """
-    media = [{medium for turn in conversation.turns for medium in turn.media} for conversation in conversations]
+    beside: dict[Media, set[Media]] = {}
+    for conversation in conversations:
+        own = {medium for turn in conversation.turns for medium in turn.media}
+        for medium in own:
+            beside.setdefault(medium, set()).update(own)
     other: dict[Media, Media] = {}
-    for modality in {medium.modality for own in media for medium in own}:
-        distinct = dict.fromkeys(m for conv in conversations for turn in conv.turns for m in turn.media)
-        members = [medium for medium in distinct if medium.modality == modality]
+    for modality in sorted({medium.modality for medium in beside}):
+        members = sorted((medium for medium in beside if medium.modality == modality), key=repr)
         random.Random(seed).shuffle(members)
-        other |= _rotated(members, media, modality)
+        other |= _exchanged(members, beside)
 
     def swap(turn: Turn) -> Turn:
         return replace(turn, parts=tuple(other[part] if isinstance(part, Media) else part for part in turn.parts))
@@ -140,13 +143,18 @@ def swap_media(conversations: Sequence[Conversation], seed: int) -> list[Convers
     return [replace(conv, turns=tuple(map(swap, conv.turns))) for conv in conversations]
 
 
-def _rotated(members: Sequence[Media], media: Sequence[set[Media]], modality: str) -> dict[Media, Media]:
-    """Maps each medium to the one so many places further on that no conversation gets one of its own."""
-    for shift in range(1, len(members)):
-        other = dict(zip(members, [*members[shift:], *members[:shift]], strict=True))
-        if not any(other[medium] in own for own in media for medium in own if medium.modality == modality):
-            return other
-    raise DataError(
-        f"{len(members)} different {modality} media in {len(media)} rows can't be swapped so that no row keeps one of "
-        "its own; take more rows"
-    )
+def _exchanged(members: Sequence[Media], beside: Mapping[Media, set[Media]]) -> dict[Media, Media]:
+    """Maps the media onto one another, none to one that stands beside it in a conversation."""
+    other = dict(zip(members, [*members[1:], *members[:1]], strict=True))
+    for medium in members:
+        if other[medium] not in beside[medium]:
+            continue
+        fits = (m for m in members if other[m] not in beside[medium] and other[medium] not in beside[m])
+        partner = next(fits, None)
+        if partner is None:
+            raise DataError(
+                f"{len(members)} different {medium.modality} media can't be swapped so that no row keeps its own; "
+                "take more rows"
+            )
+        other[medium], other[partner] = other[partner], other[medium]
+    return other

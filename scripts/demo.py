@@ -99,7 +99,7 @@ def asked(assistant: Assistant, questions: Sequence[Conversation]) -> Accuracy:
 
 
 def without_looking(run: Run, questions: Sequence[Conversation]) -> dict[str, float]:
-    """Scores two answers that need no picture, chosen on the training rows: the commonest, and that to each question."""
+    """Scores two answers that need no picture, chosen on the training rows: the commonest, and each question's."""
     mixture = run.mixture(run.config.stages[-1].recipe)
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     for pair in mixture.train:

@@ -25,7 +25,7 @@ def resolve_kind(kinds: Mapping[str, type], role: type, settings: Mapping[str, A
     what, kind = role.__name__.lower(), settings.get("kind")
     if not isinstance(kind, str):
         raise ValueError(f"the {what} is chosen by its `kind`: {', '.join(kinds)}, or my_pkg.module:Class")
-    cls = _imported(kind, role) if ":" in kind else kinds.get(kind)
+    cls = _users(kind, role) if ":" in kind else kinds.get(kind)
     if cls is None:
         raise ValueError(
             f"unknown {what} kind {kind!r}{suggest(kind, kinds)}; known: {', '.join(kinds)}, or my_pkg.module:Class"
@@ -52,9 +52,17 @@ def _explain(item: Any) -> str:
     return f"{name}: {message}, got {item['input']!r}" if name else message
 
 
-def _imported(kind: str, role: type) -> type:
-    module_name, _, name = kind.partition(":")
-    where = f"{role.__name__.lower()} kind {kind!r}"
+def imported(path: str, where: str) -> object:
+    """Returns what ``my_pkg.module:name`` names.
+
+    Args:
+        path: the module and the name in it.
+        where: begins the message of an error.
+
+    Raises:
+        ValueError: there is no such module, or it has no such name.
+    """
+    module_name, _, name = path.partition(":")
     try:
         module = importlib.import_module(module_name)
     except (ImportError, ValueError) as error:
@@ -62,10 +70,17 @@ def _imported(kind: str, role: type) -> type:
             f"{where}: {module_name or 'a module without a name'} can't be imported ({error}); "
             "is it installed, in the working directory, or on PYTHONPATH?"
         ) from None
-    cls = getattr(module, name, None)
-    if not isinstance(cls, type):
-        raise ValueError(f"{where}: {module_name} has no class {name!r}{suggest(name, dir(module))}")
-    if not is_dataclass(cls):
+    if not hasattr(module, name):
+        raise ValueError(f"{where}: {module_name} has no {name!r}{suggest(name, dir(module))}")
+    found: object = getattr(module, name)
+    return found
+
+
+def _users(kind: str, role: type) -> type:
+    name = kind.partition(":")[2]
+    where = f"{role.__name__.lower()} kind {kind!r}"
+    cls = imported(kind, where)
+    if not isinstance(cls, type) or not is_dataclass(cls):
         raise ValueError(f"{where}: make {name} a frozen dataclass, so that YAML can state its settings")
     if role not in cls.__mro__:
         raise ValueError(f"{where}: {name} isn't one; subclass mmsft.{role.__name__}")

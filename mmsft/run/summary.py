@@ -15,7 +15,7 @@ def summary(run: Run) -> str:
         if not state.done:
             continue
         of_stage = [line for line in log if line["stage"] == state.stage]
-        losses = [line["loss"] for line in of_stage if "loss" in line]
+        losses = [line["loss"] for line in of_stage if line.get("loss") is not None]
         held_out = [line["held_out_loss"] for line in of_stage if "held_out_loss" in line]
         rows = ", ".join(f"{state.ledger.get(fate, 0):,} {fate}" for fate in FATES)
         line = f"{state.name}: {state.step} steps; rows {rows}; loss {losses[0]:.4f} → {losses[-1]:.4f}"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmsft.errors import CheckpointError
+from mmsft.errors import CheckpointError, Diverged
 from mmsft.model.weights import load_weights, save_weights
 
 MARKER = "COMPLETE"
@@ -99,7 +99,13 @@ def save(
 
     Raises:
         CheckpointError: the disk is full or refuses; earlier checkpoints are untouched.
+        Diverged: a weight isn't finite.
     """
+    if odd := [name for name in sorted(kept) if not names[name].isfinite().all()]:
+        raise Diverged(
+            f"step {state.step}: {odd[0]} isn't finite any more, so it isn't saved; the last checkpoint is older; "
+            "lower the learning rate or set `clip`"
+        )
     final = folder / state.checkpoint
     aside = folder / f"{_ASIDE}{final.name}"
     try:

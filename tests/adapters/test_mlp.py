@@ -1,3 +1,4 @@
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -5,7 +6,7 @@ import torch
 from torch import nn
 
 from mmsft.adapters import Linear, Mlp2xGelu, adapter_spec
-from mmsft.adapters.spec import Slots
+from mmsft.adapters.spec import Adapter, Layout, Slots
 from mmsft.modalities.spec import Features
 from mmsft.types import Grid
 
@@ -67,6 +68,14 @@ def test_without_rms_there_is_nothing_but_the_layers() -> None:
     assert [name for name, _ in Linear().build(5, 8).named_parameters()] == ["layers.weight", "layers.bias"]
 
 
+@dataclass(frozen=True)
+class WithoutModule(Adapter):
+    """What a user may forget to finish."""
+
+    def layout(self, grid: Grid) -> Layout:
+        return (Slots(grid.count),)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -76,8 +85,9 @@ def test_without_rms_there_is_nothing_but_the_layers() -> None:
         ({"kind": "linear", "norm": "maybe"}, "norm: .*got 'maybe'"),
         ({"kind": "mlp"}, r"unknown adapter kind 'mlp'.*known: linear, mlp2x_gelu"),
         ({}, "the adapter is chosen by its `kind`"),
-        ({"kind": "mmsft.types:Grd"}, r"mmsft.types has no class 'Grd' \(did you mean 'Grid'\?\)"),
+        ({"kind": "mmsft.types:Grd"}, r"mmsft.types has no 'Grd' \(did you mean 'Grid'\?\)"),
         ({"kind": "mmsft.no_such:X"}, "mmsft.no_such can't be imported"),
+        ({"kind": f"{__name__}:WithoutModule"}, "WithoutModule lacks build; write what mmsft.Adapter asks for"),
         ({"kind": "pathlib:Path"}, "make Path a frozen dataclass"),
         ({"kind": "mmsft.modalities:Clip"}, "Clip isn't one; subclass mmsft.Adapter"),
     ],

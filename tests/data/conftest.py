@@ -58,7 +58,7 @@ def _wrapped(
 ) -> tokens.Tokenizer:
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in ordinary])
-    hf = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, bos_token=bos)  # type: ignore[no-untyped-call]
+    hf = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=eos, bos_token=bos)
     hf.chat_template = template
     return tokens.Tokenizer(hf)
 

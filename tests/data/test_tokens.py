@@ -70,7 +70,7 @@ def test_a_literal_holds_no_control_token_and_decodes_to_itself(before: str, aft
 def test_a_literal_is_spelled_also_if_the_vocabulary_knows_it_as_a_word() -> None:
     backend = Backend(models.Unigram([("<unk>", 0.0), *((c, -5.0) for c in "<>|stop"), ("<|stop|>", -1.0)], 0))
     backend.add_special_tokens([AddedToken("<|stop|>", special=True)])
-    hf = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|stop|>")  # type: ignore[no-untyped-call]
+    hf = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|stop|>")
     tokenizer = Tokenizer(hf)
     assert len(tokenizer.text("<|stop|>")) == 1
     assert len(tokenizer.literal("<|stop|>")) == len("<|stop|>")
@@ -81,7 +81,7 @@ def test_a_control_token_that_normalisation_makes_is_noticed() -> None:
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Whitespace()
     backend.add_tokens([AddedToken("<stop>", special=True, normalized=True)])
-    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))  # type: ignore[no-untyped-call]
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
     assert tokenizer.hides_control("a <STOP> a")
     assert not tokenizer.hides_control("a <stop> a")
     assert not byte_level().hides_control("<|IM_END|>")

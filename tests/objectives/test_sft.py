@@ -27,7 +27,7 @@ def test_weights_multiply_the_loss_and_are_its_count() -> None:
     loss = sft(model, batch([1, 0.5, 2], [0, 2, 0]), 3)
     assert (loss.sum.item(), loss.count.item()) == (8, 3.5)
     assert loss.by_source.tolist() == [[7, 3], [0, 0], [1, 0.5]]
-    loss.sum.backward()  # type: ignore[no-untyped-call]
+    loss.sum.backward()
     assert model.values.grad is not None
     assert model.values.grad.tolist() == [1, 0.5, 2]
     assert not loss.by_source.requires_grad
@@ -35,5 +35,5 @@ def test_weights_multiply_the_loss_and_are_its_count() -> None:
 
 def test_a_batch_without_targets_has_a_gradient_of_nothing() -> None:
     loss = sft(Scores(), batch([], []), 1)
-    loss.sum.backward()  # type: ignore[no-untyped-call]
+    loss.sum.backward()
     assert (loss.sum.item(), loss.count.item()) == (0, 0)

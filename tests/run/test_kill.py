@@ -39,7 +39,9 @@ def server() -> Iterator[ForkServerContext]:
         patch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
         patch.setenv("OMP_NUM_THREADS", "1")
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([__name__, "tests.makers", "mmsft.run", "transformers.models.llama", "accelerate"])
+        context.set_forkserver_preload(
+            [__name__, "tests.makers", "mmsft.run", "transformers.models.llama", "accelerate"]
+        )
         yield context
 
 
@@ -61,9 +63,7 @@ def lab(tmp_path: Path) -> Lab:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
-    server: ForkServerContext, lab: Lab, workers: int
-) -> None:
+def test_a_run_killed_at_any_moment_ends_with_the_same_bits(server: ForkServerContext, lab: Lab, workers: int) -> None:
     settings: dict[str, Any] = {"model": lab.model(lora={"r": 2, "alpha": 4, "dropout": 0.2}), "workers": workers}
     calm = lab.run("calm", stages(lab), **settings)
     finish(calm)
@@ -88,7 +88,9 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(
         assert timeless(killed.folder / file) == timeless(calm.folder / file)
     for folder in (calm.folder, killed.folder):
         assert not list((folder / "checkpoints").glob(".*"))
-    names = [sorted(path.name for path in (folder / "checkpoints").iterdir()) for folder in (calm.folder, killed.folder)]
+    names = [
+        sorted(path.name for path in (folder / "checkpoints").iterdir()) for folder in (calm.folder, killed.folder)
+    ]
     assert names[0] == names[1]
 
 

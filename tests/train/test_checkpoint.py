@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from mmsft.errors import CheckpointError
+from mmsft.errors import CheckpointError, Diverged
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.names import named_parameters
 from mmsft.train import checkpoint as ckpt
@@ -116,7 +116,7 @@ def test_a_state_of_another_version_is_refused(saved: Saved) -> None:
     (path / "state.json").write_text(json.dumps(state))
     marker = json.loads((path / ckpt.MARKER).read_text()) | {"state.json": (path / "state.json").stat().st_size}
     (path / ckpt.MARKER).write_text(json.dumps(marker))
-    with pytest.raises(CheckpointError, match="another version of mmsft.*colour"):
+    with pytest.raises(CheckpointError, match=r"another version of mmsft.*colour"):
         ckpt.complete(saved.folder)
 
 
@@ -164,3 +164,13 @@ def test_differences_name_the_setting_and_both_values() -> None:
         "stages.0.clip: 1.0 → None",
     ]
     assert ckpt.differences(stored, stored) == []
+
+
+def test_weights_that_are_not_finite_are_never_saved(saved: Saved) -> None:
+    good = saved.save(1)
+    name = next(iter(saved.learning))
+    with torch.no_grad():
+        saved.learning[name][0, 0] = torch.inf
+    with pytest.raises(Diverged, match=f"step 2: {name} isn't finite"):
+        saved.save(2)
+    assert [found.path for found in ckpt.complete(saved.folder)] == [good]

@@ -22,7 +22,9 @@ NAMES = (
 
 @pytest.fixture
 def names() -> dict[str, nn.Parameter]:
-    return {name: nn.Parameter(torch.ones(2) if "bias" in name or "norm" in name else torch.ones(2, 2)) for name in NAMES}
+    return {
+        name: nn.Parameter(torch.ones(2) if "bias" in name or "norm" in name else torch.ones(2, 2)) for name in NAMES
+    }
 
 
 def rates(**patterns: float) -> dict[str, GroupConfig]:

@@ -1,9 +1,9 @@
 """Data formats: each is one function from a row to a conversation."""
 
-import importlib
 from collections.abc import Callable, Mapping
 from typing import Final, TypeAlias
 
+from mmsft.config.kinds import imported
 from mmsft.data.formats.alpaca import alpaca
 from mmsft.data.formats.llava import llava
 from mmsft.data.formats.messages import messages
@@ -32,22 +32,15 @@ def format_named(name: str) -> Format:
     """
     if name in FORMATS:
         return FORMATS[name]
-    module_name, colon, function_name = name.partition(":")
-    if not colon:
+    if ":" not in name:
         known = ", ".join(FORMATS)
         raise ConfigError(
             f"unknown format {name!r}{suggest(name, FORMATS)}; known: {known}, or one of yours, my_pkg.module:function"
         )
     try:
-        module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
-        raise ConfigError(
-            f"format {name!r}: {module_name or 'a module without a name'} can't be imported ({error}); "
-            "is it installed, or on PYTHONPATH?"
-        ) from None
-    function: object = getattr(module, function_name, None)
+        function = imported(name, f"format {name!r}")
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
     if not callable(function):
-        raise ConfigError(
-            f"format {name!r}: {module_name} has no function {function_name!r}{suggest(function_name, dir(module))}"
-        )
+        raise ConfigError(f"format {name!r}: not a function but {type(function).__name__}")
     return function

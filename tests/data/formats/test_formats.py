@@ -110,8 +110,8 @@ def test_a_format_of_the_users_is_named_by_module_and_function() -> None:
         ("lava", r"unknown format 'lava' \(did you mean 'llava'\?\)"),
         ("no_such_package.x:y", "no_such_package.x can't be imported"),
         (":y", "can't be imported"),
-        (f"{__name__}:one_lin", r"has no function 'one_lin' \(did you mean 'one_line'\?\)"),
-        (f"{__name__}:COLUMNS", "has no function 'COLUMNS'"),
+        (f"{__name__}:one_lin", r"has no 'one_lin' \(did you mean 'one_line'\?\)"),
+        (f"{__name__}:COLUMNS", "COLUMNS': not a function but"),
     ],
 )
 def test_an_unknown_format_is_a_config_error_with_a_suggestion(name: str, says: str) -> None:

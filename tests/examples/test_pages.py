@@ -1,0 +1,42 @@
+"""What the pages of the documentation say is true: all of it runs."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.examples.pages import DOCS, blocks, run_page
+from tests.makers import Lab, picture, write_rows
+
+
+def test_the_page_has_the_modality_literally_and_in_less_than_40_lines() -> None:
+    [block] = [block for block in blocks("adding-a-modality.md") if block.file == "examples/tactile.py"]
+    assert block.text == (DOCS.parent / "examples" / "tactile.py").read_text(encoding="utf-8")
+    assert len(block.text.splitlines()) < 40
+
+
+def test_the_page_on_modalities_runs(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_page("adding-a-modality.md", monkeypatch)
+    said = capsys.readouterr().out
+    assert "towers.tactile learns" in said
+    assert said.count("60 held-out rows") == 3
+    assert (desk / "runs" / "touch" / "config.yaml").exists()
+
+
+def test_the_page_on_python_runs(
+    desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lab = Lab.make(desk, rows=12)
+    lab.write(lab.config("run"))
+    picture(desk / "shape.png", "red")
+    picture(desk / "other.png", "blue")
+    asked = {"picture": "shape.png", "questions": ["Which?", "Is it red?"], "answers": ["red", "yes"]}
+    write_rows(desk / "vqa.jsonl", [asked])
+    monkeypatch.setattr(sys, "path", [*sys.path, str(desk)])
+    variables = run_page("python-api.md", monkeypatch)
+    threads = variables["mixture"].conversation(variables["mixture"].train[0]).threads()
+    assert threads == ((0, 1), (2, 3))
+    assert variables["run"].config.model.towers["image"].adapter.value.every == 4
+    assert "seed: " in capsys.readouterr().out
