@@ -3,11 +3,10 @@
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from mmsft.data.chat import ChatEncoder
 from mmsft.data.collate import collate
-from mmsft.data.loader import Encoding
+from mmsft.data.media import locate
 from mmsft.data.media_reader import MediaReader
 from mmsft.data.tree import threads
 from mmsft.errors import DataError
@@ -84,10 +83,6 @@ class Assistant:
         padded = collate(chains, self.reader, loaded, side="left")
         return padded.map(lambda tensor: tensor.to(self.ranks.device))
 
-    def encoding(self, micro_tokens: int) -> Encoding:
-        """Returns how rows become training batches for this model."""
-        return Encoding(self.encoder, self.reader, micro_tokens)
-
 
 def generate(assistant: Assistant, conversation: Conversation, **options: int | float | None) -> str:
     """Returns the assistant's next turn; `options` are those of `Assistant.answers`."""
@@ -103,16 +98,14 @@ def located(conversation: Conversation) -> Conversation:
     """Returns the conversation with its media's paths made absolute, relative to the working directory.
 
     Raises:
-        DataError: there is no such file.
+        DataError: there is no such file, or it isn't one.
     """
 
     def place(part: Part) -> Part:
-        if not isinstance(part, Media) or isinstance(part.ref, bytes):
+        if not isinstance(part, Media):
             return part
-        path = Path(part.ref).expanduser()
-        if not path.is_file():
-            raise DataError(f"{conversation.id}: {part}: no such file (looked in {path.absolute().parent})")
-        return replace(part, ref=str(path.resolve()))
+        found = locate(part.ref, f"{conversation.id}: {part}")
+        return replace(part, ref=found if isinstance(found, bytes) else str(found))
 
     turns = tuple(replace(turn, parts=tuple(place(part) for part in turn.parts)) for turn in conversation.turns)
     return replace(conversation, turns=turns)

@@ -3,13 +3,13 @@
 import json
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mmsft.errors import MmsftError
+from mmsft.noise import quiet_libraries
 
 if TYPE_CHECKING:
     from mmsft.types import Media
@@ -109,14 +109,18 @@ def evaluate(
     from mmsft.run.open import held_out
 
     opened = load_run(run)
-    conversations = held_out(opened, checkpoint, rows)
+    drawn = held_out(opened, checkpoint, rows)
+    conversations = list(drawn.rows)
     assistant = open_run(run, checkpoint, trained=not untrained)
     if shuffled:
         conversations = swap_media(conversations, opened.config.seed)
     score = accuracy(assistant.blind() if blank else assistant, conversations, max_new_tokens)
     if as_json:
-        _print({"accuracy": score.accuracy, "rows": len(score.answers), "by_tag": score.by_tag})
+        values = {"accuracy": score.accuracy, "rows": len(score.answers), "lost": len(drawn.lost)}
+        _print({**values, "by_tag": score.by_tag})
         return
+    if drawn.lost:
+        typer.echo(f"{len(drawn.lost)} rows lost: {drawn.lost[0]}")
     typer.echo(f"accuracy {score.accuracy:.1%} on {len(score.answers)} held-out rows")
     for tag, values in score.by_tag.items():
         for value, part in values.items():
@@ -126,7 +130,9 @@ def evaluate(
 @app.command()
 def export(
     run: RunFolder,
-    out: Annotated[Path, typer.Option(help="The folder to write.")],
+    out: Annotated[
+        Path | None, typer.Option(help="The folder to write; RUN/hf by default.", show_default=False)
+    ] = None,
     to: Annotated[str, typer.Option(help="hf: a folder that transformers loads.")] = "hf",
     checkpoint: Which = "last",
     as_json: AsJson = False,
@@ -137,10 +143,15 @@ def export(
 
     if to != "hf":
         raise ConfigError(f"--to {to!r}: there is only hf")
-    done = export_run(run, out, checkpoint)
-    text = f"{out}: {done.layout}; largest difference of logits on {done.rows} rows {done.max_logit_difference:.1e}"
-    values = {"out": str(out), "layout": done.layout, "rows": done.rows}
-    _print({**values, "max_logit_difference": done.max_logit_difference} if as_json else text)
+    done = export_run(run, out or run / to, checkpoint)
+    if as_json:
+        values = {"out": str(done.folder), "layout": done.layout, "rows": done.rows}
+        _print({**values, "max_logit_difference": done.max_logit_difference, "max_logit": done.max_logit})
+        return
+    typer.echo(
+        f"{done.folder}: {done.layout}; largest difference of logits on {done.rows} rows "
+        f"{done.max_logit_difference:.1e} (largest logit {done.max_logit:.3g})"
+    )
 
 
 @data_app.command(name="show")
@@ -197,9 +208,7 @@ def main() -> None:
     sys.path.append(os.getcwd())
     debug = "--debug" in sys.argv
     if not debug:
-        # The bars and warnings of libraries that load models; only ours are meant for the user.
-        os.environ.setdefault("TQDM_DISABLE", "1")
-        warnings.simplefilter("ignore")
+        quiet_libraries()
     sys.argv = [argument for argument in sys.argv if argument != "--debug"]
     try:
         app(standalone_mode=True)

@@ -29,10 +29,7 @@ class Journal:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"stage": stage, "step": step, **values}, ensure_ascii=False) + "\n")
         except OSError as error:
-            raise CheckpointError(
-                f"{self._path}: can't be written: {error}\n"
-                "make room or mend the folder, then run the same command to go on"
-            ) from error
+            raise self._unwritable(error) from error
 
     def read(self) -> Iterator[dict[str, Any]]:
         """Yields the lines; a half-written last one, left by a killed process, is not one."""
@@ -44,12 +41,24 @@ class Journal:
                     yield json.loads(line)
 
     def rewind(self, stage: int, step: int) -> None:
-        """Forgets what came after `step` of `stage`, so that the resumed run can write it again."""
+        """Forgets what came after `step` of `stage`, so that the resumed run can write it again.
+
+        Raises:
+            CheckpointError: the disk is full or refuses; the file is as it was.
+        """
         if not self._path.exists():
             return
         aside = self._path.with_name(f".{self._path.name}.rewinding")
-        with aside.open("w", encoding="utf-8") as file:
-            for line in self.read():
-                if (line["stage"], line["step"]) <= (stage, step):
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        os.replace(aside, self._path)
+        try:
+            with aside.open("w", encoding="utf-8") as file:
+                for line in self.read():
+                    if (line["stage"], line["step"]) <= (stage, step):
+                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            os.replace(aside, self._path)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> CheckpointError:
+        return CheckpointError(
+            f"{self._path}: can't be written: {error}\nmake room or mend the folder, then run the same command to go on"
+        )

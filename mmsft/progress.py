@@ -1,9 +1,10 @@
-"""Shows a run on the terminal while it trains."""
+"""Shows a run on the terminal while it trains; of several processes the main one does."""
 
+import math
 import sys
 import time
-import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import TypeVar
 
 from rich.console import Console
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from mmsft.assistant import Assistant
 from mmsft.config import StageConfig
+from mmsft.parallel import is_main
 from mmsft.run.load import Run
 from mmsft.run.summary import summary
 from mmsft.train.loop import Step
@@ -19,23 +21,17 @@ Event = tuple[StageConfig, Step, Assistant]
 Item = TypeVar("Item", bound=Event)
 
 
-def quiet_libraries() -> None:
-    """Keeps transformers' own bars and remarks off the terminal; what matters to a user mmsft says itself."""
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-
-
 def show(run: Run, events: Iterable[Event]) -> None:
-    """Trains, and ends with what became of the rows and the loss, and where the results are."""
+    """Trains; says what learns and what is frozen, and ends with what became of the rows and the loss."""
     done = False
-    for _ in watch(events):
-        done = True
     console = Console(highlight=False, soft_wrap=True)
-    console.print(summary(run))
-    console.print(f"{'done' if done else 'already complete'}: {run.folder}")
+    for _, _, assistant in watch(events):
+        if not done and is_main():
+            console.print(run.describe(assistant.model))
+        done = True
+    if is_main():
+        console.print(summary(run))
+        console.print(f"{'done' if done else 'already complete'}: {run.folder}")
 
 
 def watch(events: Iterable[Item]) -> Iterator[Item]:
@@ -43,49 +39,60 @@ def watch(events: Iterable[Item]) -> Iterator[Item]:
 
     Where the output isn't a terminal, a plain line is printed every ten seconds instead.
     """
-    console = Console(stderr=True, highlight=False)
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}"),
-        TextColumn("{task.fields[rate]:,.0f} tokens/s"),
-        TimeRemainingColumn(),
-        console=console,
-        refresh_per_second=4,
-        disable=not sys.stderr.isatty(),
-    )
+    bar = _bar()
     tasks: dict[str, TaskID] = {}
     loss, rate, printed = Smooth(), Smooth(), time.monotonic()
-    with bar:
+    with ExitStack() as shown:
         for event in events:
-            stage, step, _ = event
+            stage, step, assistant = event
+            if not assistant.ranks.main:
+                yield event
+                continue
+            if not tasks:
+                shown.enter_context(bar)
             if stage.name not in tasks:
                 loss, rate = Smooth(), Smooth()
-                tasks[stage.name] = bar.add_task(stage.name, total=step.steps, loss=0.0, rate=0.0)
+                tasks[stage.name] = bar.add_task(stage.name, total=step.steps, loss=math.nan, rate=math.nan)
             over = step.number == step.steps
-            speed = rate.add(step.tokens / max(step.seconds, 1e-9))
             # Reading the loss waits for the device, so it is read as often as it is shown.
             if over or time.monotonic() - printed > (0.5 if sys.stderr.isatty() else 10):
                 printed = time.monotonic()
                 value = loss.add(step.loss)
+                speed = rate.add(step.tokens / max(step.seconds, 1e-9))
                 bar.update(tasks[stage.name], completed=step.number, loss=value, rate=speed)
                 if bar.disable:
-                    console.print(
+                    bar.console.print(
                         f"{stage.name} {step.number}/{step.steps} loss {value:.4f} {speed:,.0f} tokens/s",
                         soft_wrap=True,
                     )
             yield event
 
 
+def _bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TextColumn("{task.fields[rate]:,.0f} tokens/s"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True, highlight=False),
+        refresh_per_second=4,
+        disable=not sys.stderr.isatty(),
+    )
+
+
 class Smooth:
-    """An exponential mean that starts at the first value."""
+    """An exponential mean that starts at the first value; what isn't a number leaves it as it is."""
 
     def __init__(self, keep: float = 0.8) -> None:
         self._keep = keep
-        self._value: float | None = None
+        self._value = math.nan
 
     def add(self, value: float) -> float:
-        """Takes a value; returns the mean."""
-        self._value = value if self._value is None else self._keep * self._value + (1 - self._keep) * value
+        """Takes a value; returns the mean, NaN before the first."""
+        if math.isnan(self._value):
+            self._value = value
+        elif not math.isnan(value):
+            self._value = self._keep * self._value + (1 - self._keep) * value
         return self._value

@@ -27,6 +27,12 @@ value; it can be run again.
   `mmsft assets fetch NAME` brought.
 - An amount is a number and its unit: `2 epochs`, `4000 steps`, `1e9 tokens`, `256 examples`. An example is one
   conversation: of a tree, one leaf.
+- Several processes each hold the whole model and take a share of every step; together they learn what one learns:
+  `accelerate launch --num_processes 2 -m mmsft train run.yaml`, or
+  `torchrun --nproc_per_node 2 -m mmsft train run.yaml` (without a GPU, `ACCELERATE_USE_CPU=true` before it).
+- A run that was stopped goes on with the same command. Settings that decide no weight beyond its rounding may change
+  meanwhile: `out` (with the folder), `workers`, `save` and `loggers`; a stage's `micro_batch`,
+  `activation_checkpointing` and `evaluate`; a recipe's `budget`; a source's `licence`, `tags` and `media_root`.
 - Scalars are those of YAML 1.2: `1e-3` is a number; `yes`, `off` and `12:30` are text. Anchors and `<<` work.
 
 This page is written by `python -m scripts.configuration_page`; a test compares it with the code.

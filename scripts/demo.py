@@ -20,7 +20,8 @@ import mmsft
 from mmsft.assistant import Assistant, swap_media
 from mmsft.eval.accuracy import Accuracy, accuracy, question_of, reference_of
 from mmsft.journal import Journal
-from mmsft.progress import quiet_libraries, watch
+from mmsft.noise import quiet_libraries
+from mmsft.progress import watch
 from mmsft.run import Run
 from mmsft.run.open import held_out
 from mmsft.types import Conversation
@@ -51,7 +52,7 @@ def main() -> None:
 
 def score(run: Run) -> dict[str, Any]:
     """Scores the trained model on held-out questions, beside all that it has to beat."""
-    questions = held_out(run, "last", QUESTIONS)
+    questions = held_out(run, "last", QUESTIONS).rows
     pictures = {medium.ref for conversation in questions for turn in conversation.turns for medium in turn.media}
     print(f"\nscoring {len(questions)} held-out questions on {len(pictures)} pictures ...")
     assistant = mmsft.open_run(run.folder)
@@ -90,7 +91,7 @@ def draw(shown: Sequence[dict[str, str]], file: Path) -> None:
             sheet.paste(picture.convert("RGB").resize((side, side), Image.Resampling.NEAREST), (left, gap))
         pen.text((left, side + gap + 6), sample["question"], fill="black", font_size=13)
         colour = "darkgreen" if sample["answer"] == sample["reference"] else "firebrick"
-        pen.text((left, side + gap + 26), f"→ {sample['answer']}", fill=colour, font_size=16)
+        pen.text((left, side + gap + 26), sample["answer"], fill=colour, font_size=16)
     sheet.save(file)
 
 
@@ -150,10 +151,17 @@ def report(values: dict[str, Any], run: Run) -> None:
     speed = f"{values['learned_tokens_per_s']:.0f} learned tokens/s, peak memory {values['peak_rss_mb'] / 1024:.1f} GiB"
     print(f"trained in {values['train_seconds'] / 60:.1f} minutes, {speed}\n")
     for sample in values["samples"]:
-        print(f"{sample['picture']}\n  {sample['question']}\n  → {sample['answer']}  (right: {sample['reference']})")
+        print(f"{from_home(sample['picture'])}\n  {sample['question']}")
+        print(f"  → {sample['answer']}  (right: {sample['reference']})")
     first = values["samples"][0]
     print(f"\nrun folder: {run.folder} (answers.png shows these three)\ntry next:")
-    print(f'  .venv/bin/mmsft chat {run.folder} "{first["question"]}" --image {first["picture"]}')
+    print(f'  .venv/bin/mmsft chat {run.folder} "{first["question"]}" --image {from_home(first["picture"])}')
+
+
+def from_home(path: str) -> str:
+    """Returns the path as a shell shortens it."""
+    home = str(Path.home())
+    return path.replace(home, "~", 1) if path.startswith(home + os.sep) else path
 
 
 if __name__ == "__main__":

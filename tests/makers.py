@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from mmsft.run import Run, execute, load_run
+from mmsft.train.checkpoint import State, complete
 from mmsft.train.loop import Step
 from tests.data.conftest import byte_level
 from tests.model.tiny import clip_folder, llama_config
@@ -128,6 +129,11 @@ def lines(file: Path) -> list[dict[str, Any]]:
 def losses(folder: Path) -> list[tuple[int, int, float | None]]:
     """Returns a run's logged losses, by stage and step."""
     return [(line["stage"], line["step"], line["loss"]) for line in lines(folder / "log.jsonl") if "loss" in line]
+
+
+def saved(folder: Path) -> list[State]:
+    """Returns the states of a run's checkpoints, oldest first."""
+    return [found.state for found in complete(folder / "checkpoints")]
 
 
 def weights(folder: Path) -> dict[str, bytes]:

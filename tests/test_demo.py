@@ -47,7 +47,7 @@ def test_the_demo_trains_scores_answers_and_says_what_to_do_next(
     assert result.keys() >= KEYS
     assert result["questions"] == result["pictures"] == 12
     # Which questions are drawn depends on nothing but the seed and the data.
-    assert result["test_ids_sha256"] == "@@SHA@@"
+    assert result["test_ids_sha256"] == "f0c27a922873a2996e7fbf177e4bc2da63ea58b7b87db1ba92907255a90d3791"
     assert 0 < result["question_only"] <= 1
     assert (out / "answers.png").stat().st_size > 1000
     printed = capsys.readouterr().out

@@ -69,9 +69,9 @@ class DecoderConfig(Strict):
     Attributes:
         name: a hub id, a folder, a ``.gguf`` file, or ``asset:NAME``.
         revision: branch, tag or commit of a hub id.
-        dtype: in which its weights are held; under ``precision: bf16`` fp32 weights compute in bf16.
+        dtype: in which its weights are held, fp32 if they learn; under ``precision: bf16`` they compute in bf16.
         lora: adds LoRA; it learns as ``decoder.lora``.
-        new_tokens: added to the tokenizer as special tokens; their embeddings learn as ``decoder.new_tokens``.
+        new_tokens: added to the tokenizer as special tokens, which rows may use; they learn as ``decoder.new_tokens``.
         trust_remote_code: run the Python code that a hub id or folder brings along.
     """
 
@@ -262,7 +262,8 @@ class StageConfig(Strict):
         clip: largest norm of the gradient, over all that learns; null = no clipping.
         activation_checkpointing: compute the decoder's activations a second time instead of keeping them.
         evaluate: validation loss on a schedule, the best checkpoint, early stopping.
-        init_from: a run folder whose last checkpoint this stage starts from, instead of the stage before.
+        init_from: a run folder; what its last checkpoint holds, i.e. what learned there, is laid over the model as it
+            is when the stage begins.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")

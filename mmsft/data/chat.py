@@ -51,6 +51,8 @@ class ChatEncoder:
         length: most tokens of a thread.
         template_kwargs: the recipe's variables for the template; a row's own come on top.
         slots: what a medium occupies among the tokens.
+        data_tokens: added tokens that rows may use, ``decoder.new_tokens``, except for those that the template or the
+            tokenizer itself uses; every other one stays text in a row.
     """
 
     tokenizer: Tokenizer
@@ -59,10 +61,12 @@ class ChatEncoder:
     length: int = 2048
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     slots: Callable[[Media], Layout] = no_tower
+    data_tokens: tuple[str, ...] = ()
     _guard: Guard = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_guard", guard(self.tokenizer, MARKER if self.learn == "span" else None))
+        marker = MARKER if self.learn == "span" else None
+        object.__setattr__(self, "_guard", guard(self.tokenizer, marker, self._free()))
 
     def encode(self, conversation: Conversation, source: int = 0) -> Encoded:
         """Returns the conversation's tokens and what is learned of them, each turn in the first thread that has it.
@@ -122,6 +126,12 @@ class ChatEncoder:
         """Returns the conversation as the template writes it, with media by name; threads one below the other."""
         script = self._script(conversation)
         return "\n".join(script.messages.shown(script.render(path)) for path in conversation.threads())
+
+    def _free(self) -> set[str]:
+        """Returns the data's tokens without those that end or frame a turn: of a row, these would be an injection."""
+        written = self.template.source + (self.template.tool_source or "")
+        named = set(self.tokenizer.named)
+        return {token for token in self.data_tokens if token not in written and token not in named}
 
     def _script(self, conversation: Conversation) -> Script:
         return Script(conversation, self.template, self._guard, self.template_kwargs)

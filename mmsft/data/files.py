@@ -71,5 +71,5 @@ class RandomFile:
     def __del__(self) -> None:
         # A failed __post_init__ leaves no descriptor behind.
         descriptor = self.__dict__.get("_descriptor")
-        if descriptor is not None:
+        if descriptor is not None and os is not None:  # at the interpreter's exit, modules may be gone before objects
             os.close(descriptor)

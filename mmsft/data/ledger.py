@@ -9,10 +9,12 @@ from mmsft.errors import DataError
 
 Fate: TypeAlias = Literal["used", "dropped", "failed"]
 FATES: tuple[Fate, ...] = get_args(Fate)
+_ENOUGH = 100
+"""Rows after which a recipe of which none could be used is broken, whatever its budget."""
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class LostRow:
     """A row that was not learned from: ``dropped`` by the recipe's rules, or ``failed`` to be read."""
 
     row: str
@@ -34,30 +36,26 @@ class Ledger:
         self.budget = budget
         self.counts: Counter[str] = Counter(counts or {})
 
-    def add(self, used: int, losses: Sequence[Loss]) -> None:
+    def add(self, used: int, lost: Sequence[LostRow]) -> None:
         """Books the rows of one step.
 
         Raises:
-            DataError: more rows are lost than the budget allows, or all that were seen.
+            DataError: more rows are lost than the budget allows, or all of the first hundred, or all that there are.
         """
         self.counts["used"] += used
-        for loss in losses:
-            self.counts[loss.fate] += 1
-        lost = self.counts["dropped"] + self.counts["failed"]
-        seen = lost + self.counts["used"]
+        for row in lost:
+            self.counts[row.fate] += 1
+        so_far = self.counts["dropped"] + self.counts["failed"]
+        seen = so_far + self.counts["used"]
         epochs = max(1, -(-seen // self._rows))
-        if losses and not self.counts["used"]:
-            self._refuse(lost, seen, "so that nothing is learned", losses[-1])
-        if losses and lost > self.budget * self._rows * epochs:
+        if lost and not self.counts["used"] and seen >= min(self._rows, _ENOUGH):
+            self._refuse(so_far, seen, "so that nothing is learned", lost[-1])
+        if lost and so_far > self.budget * self._rows * epochs:
             allowed = f"more than the recipe's budget of {self.budget:.2%} of {self._rows} rows"
-            self._refuse(lost, seen, allowed, losses[-1])
+            self._refuse(so_far, seen, allowed, lost[-1])
 
-    def _refuse(self, lost: int, seen: int, why: str, last: Loss) -> NoReturn:
+    def _refuse(self, lost: int, seen: int, why: str, last: LostRow) -> NoReturn:
         raise DataError(
             f"{lost} of {seen} rows seen are lost, {why}; the last one: {last.reason}\n"
             "ledger.jsonl in the run folder names each; mend or filter the rows, or raise the recipe's `budget`"
         )
-
-    def summary(self) -> str:
-        """Returns e.g. ``38575 rows used, 2 dropped, 1 failed``."""
-        return f"{self.counts['used']} rows used, {self.counts['dropped']} dropped, {self.counts['failed']} failed"

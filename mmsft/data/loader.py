@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmsft.data.chat import ChatEncoder, NothingToLearn, TooLong
 from mmsft.data.collate import Loaded, collate
-from mmsft.data.ledger import Fate, Loss
+from mmsft.data.ledger import Fate, LostRow
 from mmsft.data.media_reader import MediaReader
 from mmsft.data.mixture import Mixture
 from mmsft.data.order import rows_at
@@ -37,7 +37,7 @@ class StepData:
         number: counted from 0 at the stage's start.
         rows: all rows of the global step, as indices into the mixture's training rows.
         micro: micro-batches; at least one, if need be one without targets.
-        losses: rows of the share that can't be learned from.
+        lost: rows of the share that can't be learned from.
         used: rows of the share that are learned from.
         weight: sum of the target weights in `micro`.
         targets: number of targets in `micro`.
@@ -47,7 +47,7 @@ class StepData:
     number: int
     rows: Ints
     micro: tuple[Batch, ...]
-    losses: tuple[Loss, ...]
+    lost: tuple[LostRow, ...]
     used: int
     weight: float
     targets: int
@@ -136,13 +136,13 @@ class Steps(Dataset[StepData]):
     def __getitem__(self, number: int) -> StepData:
         rows = rows_at(self.seed, len(self.mixture.train), *self.bounds(number))
         mine = rows[self.share.rank :: self.share.ranks]
-        encoded, loaded, losses = read_rows(self.mixture, self.encoding, self.mixture.train[mine])
+        encoded, loaded, lost = read_rows(self.mixture, self.encoding, self.mixture.train[mine])
         micro = tuple(self.encoding.batches(encoded, loaded)) or (_nothing(),)
         return StepData(
             number=number,
             rows=rows,
             micro=micro,
-            losses=tuple(losses),
+            lost=tuple(lost),
             used=len(encoded),
             weight=float(sum(batch.targets.weight.sum(dtype=torch.float64).item() for batch in micro)),
             targets=sum(len(batch.targets.token) for batch in micro),
@@ -151,38 +151,38 @@ class Steps(Dataset[StepData]):
 
 
 def held_out_batches(
-    mixture: Mixture, encoding: Encoding, pairs: Ints, losses: list[Loss], rows: int = 64
+    mixture: Mixture, encoding: Encoding, pairs: Ints, lost: list[LostRow], rows: int = 64
 ) -> Iterator[Batch]:
-    """Yields batches of held-out rows, a few rows at a time; those that can't be scored go to `losses`."""
+    """Yields batches of held-out rows, a few rows at a time; those that can't be scored go to `lost`."""
     for start in range(0, len(pairs), rows):
-        encoded, loaded, lost = read_rows(mixture, encoding, pairs[start : start + rows])
-        losses += lost
+        encoded, loaded, unread = read_rows(mixture, encoding, pairs[start : start + rows])
+        lost += unread
         yield from encoding.batches(encoded, loaded)
 
 
 def read_rows(
     mixture: Mixture, encoding: Encoding, pairs: Ints
-) -> tuple[list[Encoded], dict[Media, Mapping[str, Tensor]], list[Loss]]:
+) -> tuple[list[Encoded], dict[Media, Mapping[str, Tensor]], list[LostRow]]:
     """Encodes the rows [n, 2] and loads their media; returns also the rows that can't be learned from."""
     encoded: list[Encoded] = []
     loaded: dict[Media, Mapping[str, Tensor]] = {}
-    losses: list[Loss] = []
+    lost: list[LostRow] = []
     for pair in pairs:
         try:
             row = encoding.row(mixture, pair)
             loaded.update(encoding.load(row, loaded))
             encoded.append(row)
         except (TooLong, NothingToLearn) as error:
-            losses.append(_loss(mixture.row_id(pair), "dropped", error))
+            lost.append(_lost(mixture.row_id(pair), "dropped", error))
         except DataError as error:
-            losses.append(_loss(mixture.row_id(pair), "failed", error))
-    return encoded, loaded, losses
+            lost.append(_lost(mixture.row_id(pair), "failed", error))
+    return encoded, loaded, lost
 
 
-def _loss(row: str, fate: Fate, error: DataError) -> Loss:
+def _lost(row: str, fate: Fate, error: DataError) -> LostRow:
     """Books a lost row; modalities and templates don't know whose row they fail on."""
     reason = str(error)
-    return Loss(row, fate, reason if row in reason else f"{row}: {reason}")
+    return LostRow(row, fate, reason if row in reason else f"{row}: {reason}")
 
 
 def _nothing() -> Batch:

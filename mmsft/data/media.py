@@ -1,4 +1,4 @@
-"""Finds the file that a row names, inside the source's media root and nowhere else."""
+"""Finds the file that a row names, inside the source's media root and nowhere else, or the one that a user names."""
 
 import base64
 import binascii
@@ -22,13 +22,39 @@ def resolve(ref: str | bytes, root: Path, row: str) -> Path | bytes:
     Raises:
         DataError: no such file, one outside of the root, one that must be downloaded first, or broken base64.
     """
+    inline = _inline(ref, row)
+    return _find(_local(str(ref), row), root, row) if inline is None else inline
+
+
+def locate(ref: str | bytes, where: str) -> Path | bytes:
+    """Returns where a medium lies that a user names, relative to the working directory, or its bytes.
+
+    Args:
+        ref: as with `resolve`, anywhere on this machine.
+        where: what names it, for errors.
+
+    Raises:
+        DataError: no such file, one that must be downloaded first, or broken base64.
+    """
+    inline = _inline(ref, where)
+    if inline is not None:
+        return inline
+    try:
+        path = Path(_local(str(ref), where)).expanduser().absolute()
+        found, path = path.is_file(), path.resolve()
+    except (OSError, ValueError, RuntimeError) as error:
+        raise DataError(f"{where}: can't be looked up: {_cause(error)}; mend the name") from None
+    if not found:
+        raise DataError(f"{where}: no such file (looked in {path.parent})")
+    return path
+
+
+def _inline(ref: str | bytes, row: str) -> bytes | None:
     if isinstance(ref, bytes):
         if not ref:
             raise DataError(f"{row}: a medium of 0 bytes; mend or remove the row")
         return ref
-    if ref.startswith("data:"):
-        return _decode(ref, row)
-    return _find(_local(ref, row), root, row)
+    return _decode(ref, row) if ref.startswith("data:") else None
 
 
 def _decode(uri: str, row: str) -> bytes:
@@ -62,9 +88,7 @@ def _find(ref: str, root: Path, row: str) -> Path:
         path = (root / ref).resolve()
         inside, found, folder = path.is_relative_to(root), path.is_file(), path.is_dir()
     except (OSError, ValueError, RuntimeError) as error:
-        # A name of thousands of letters or in a folder that may not be entered, one with a NUL, a loop of links.
-        cause = error.strerror if isinstance(error, OSError) else error
-        raise DataError(f"{row}: {_short(ref)} can't be looked up in {root}: {cause}; mend the name") from None
+        raise DataError(f"{row}: {_short(ref)} can't be looked up in {root}: {_cause(error)}; mend the name") from None
     if not inside:
         raise DataError(
             f"{row}: {_short(ref)} leads to {path}, outside of the media root {root}; move the file inside, or set "
@@ -77,6 +101,11 @@ def _find(ref: str, root: Path, row: str) -> Path:
         what = "no such file" if missing == path else f"no folder {missing.relative_to(root)}"
         raise DataError(f"{row}: {_short(ref)}: {what} in the media root {root}; fetch it, or mend media_root")
     return path
+
+
+def _cause(error: Exception) -> str:
+    # A name of thousands of letters or in a folder that may not be entered, one with a NUL, a loop of links.
+    return str(error.strerror if isinstance(error, OSError) else error)
 
 
 def _short(ref: str) -> str:

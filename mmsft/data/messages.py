@@ -1,7 +1,7 @@
 """Turns as the messages of a chat template, in which nothing that somebody wrote can act as a control token."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from mmsft.data.tokens import Tokenizer
@@ -42,13 +42,20 @@ class Guard(NamedTuple):
         yield text[at:], False
 
 
-def guard(tokenizer: Tokenizer, marker: str | None = None) -> Guard:
-    """Returns the guard of a tokenizer; `marker` is a control token that an assistant may use, e.g. ``<answer>``."""
-    special = tuple(token for token in tokenizer.special if token != marker)
+def guard(tokenizer: Tokenizer, marker: str | None = None, free: Collection[str] = ()) -> Guard:
+    """Returns the guard of a tokenizer.
+
+    Args:
+        tokenizer: says what a control token is.
+        marker: a control token that an assistant may use, e.g. ``<answer>``.
+        free: control tokens that everybody may use: those that the user added for the data, e.g. ``<bin_7>``.
+    """
+    special = tuple(token for token in tokenizer.special if token != marker and token not in free)
+    added = tuple(token for token in tokenizer.added if token not in free)
     return Guard(
         tokenizer,
         speech=re.compile(f"{_any_of(special)}|{_PRIVATE}"),
-        other=re.compile(f"{_any_of(tokenizer.added)}|{_PRIVATE}"),
+        other=re.compile(f"{_any_of(added)}|{_PRIVATE}"),
     )
 
 

@@ -1,6 +1,7 @@
 """A recipe opened: the rows of all its sources, which are trained on and which are held out."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,12 +33,20 @@ class Source:
         Raises:
             DataError: the row can't be read, isn't in the format, or a medium isn't where it should be.
         """
-        record = self.rows[row]
+        conversation = self.written(row)
         row_id = self.rows.row_id(row)
-        conversation = self.format(record, row_id)
-        turns = tuple(self._locate(turn, row_id) for turn in conversation.turns)
+        return replace(conversation, turns=tuple(self._locate(turn, row_id) for turn in conversation.turns))
+
+    def written(self, row: int) -> Conversation:
+        """Reads a row; its media refs stay as they are written.
+
+        Raises:
+            DataError: the row can't be read, or isn't in the format.
+        """
+        record = self.rows[row]
+        conversation = self.format(record, self.rows.row_id(row))
         tags = {name: str(record[name]) for name in self.config.tags if name in record}
-        return replace(conversation, turns=turns, tags={**conversation.tags, **tags})
+        return replace(conversation, tags={**conversation.tags, **tags})
 
     def keeps(self, record: Record) -> bool:
         """Tells whether the source's `where` admits the row."""
@@ -110,16 +119,17 @@ class Mixture:
     def _drawn(self, pair: Ints, seed: int, fraction: float) -> bool:
         """Draws by the media where there are some, so that no picture is on both sides of the split."""
         try:
-            turns = self.conversation(pair).turns
+            turns = self.sources[int(pair[0])].written(int(pair[1])).turns
         except DataError:
             return False
+        # As the row writes them: where the data lies decides nothing.
         refs = sorted(_bytes(medium.ref) for turn in turns for medium in turn.media) or [_bytes(self.row_id(pair))]
         digest = hashlib.sha256(b"\0".join([f"held out {seed}".encode(), *refs])).digest()
         return int.from_bytes(digest[:8], "little") < fraction * 2**64
 
 
 def _bytes(ref: str | bytes) -> bytes:
-    return ref if isinstance(ref, bytes) else ref.encode(errors="surrogateescape")
+    return ref if isinstance(ref, bytes) else os.path.normpath(ref).encode(errors="surrogateescape")
 
 
 def open_source(config: SourceConfig, name: str) -> Source:

@@ -37,11 +37,6 @@ class ParquetRows:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    @property
-    def groups_kept(self) -> tuple[int, ...]:
-        """The numbers of the row groups in memory, the one used last at the end."""
-        return tuple(self._groups)
-
     def row_id(self, index: int) -> str:
         """Returns ``file.parquet:12``, counted from 1."""
         return f"{self.path.name}:{index + 1}"

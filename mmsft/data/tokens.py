@@ -66,6 +66,11 @@ class Tokenizer:
         return str(self.hf.eos_token or "")
 
     @property
+    def named(self) -> tuple[str, ...]:
+        """Tokens with a role of their own, e.g. the sequence's end, which templates can use by that name."""
+        return tuple(token for token in self.hf.special_tokens_map.values() if isinstance(token, str))
+
+    @property
     def end_ids(self) -> tuple[int, ...]:
         """Ids of the tokens that end a sequence whatever the template."""
         return () if self.hf.eos_token_id is None else (int(self.hf.eos_token_id),)

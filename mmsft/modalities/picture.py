@@ -69,15 +69,20 @@ class Frame:
             return image.resize(size, method)
         if self.aspect == "crop":
             return ImageOps.fit(image, size, method)
-        # A strip of 1 × 10,000 would become a square of 100 million pixels: such ones shrink before they are padded.
-        factor = max(image.width // (4 * self.width), image.height // (4 * self.height))
-        if factor > 1:
-            image = image.reduce(factor)
-        whole = (max(image.width, round(image.height * self.width / self.height)),
-                 max(image.height, round(image.width * self.height / self.width)))  # fmt: skip
+        whole = self._whole(image)
+        if whole[0] * whole[1] > MAX_PIXELS:
+            # A strip of 1 × 20,000 would become a square of 400 million pixels: such ones shrink before they are
+            # padded. All others are resized once, as the processor of an exported model does it.
+            image = image.reduce(max(1, image.width // (4 * self.width), image.height // (4 * self.height)))
+            whole = self._whole(image)
         canvas = Image.new("RGB", whole, tuple(int(255 * value) for value in self.mean))
         canvas.paste(image, ((whole[0] - image.width) // 2, (whole[1] - image.height) // 2))
         return canvas.resize(size, method)
+
+    def _whole(self, image: Image.Image) -> tuple[int, int]:
+        """Returns the smallest size of the input's shape that holds the picture."""
+        return (max(image.width, round(image.height * self.width / self.height)),
+                max(image.height, round(image.width * self.height / self.width)))  # fmt: skip
 
 
 def check_picture(file: File) -> None:

@@ -17,10 +17,9 @@ Options: TypeAlias = Mapping[str, Any]
 
 
 class Features(NamedTuple):
-    """What an encoder makes of N media of one shape: values [N, L, width] and, where items differ, a mask [N, L]."""
+    """What an encoder makes of N media of one shape: values [N, L, width]."""
 
     values: Tensor
-    mask: Tensor | None = None
 
 
 class Encoder(Protocol):

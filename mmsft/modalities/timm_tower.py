@@ -2,7 +2,7 @@
 
 # timm takes seconds to import, and most data workers need it not at all: it is imported where it is used.
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -52,7 +52,9 @@ class Timm(Picture):
         model = _create(self, pretrained=self.weights is None)
         if self.weights is not None:
             _load(model, self.name, self.weights)
-        return TimmEncoder(model, self, _dry_run(self).width)
+        encoder = TimmEncoder(model, self, _dry_run(self).width)
+        _strip(encoder.model, _dry_run(self).unused)
+        return encoder
 
 
 class TimmEncoder(nn.Module):
@@ -118,8 +120,23 @@ def _load(model: Any, name: str, weights: str) -> None:
         raise ConfigError(f"weights of {name}: {path} belongs to another model: {str(error)[:600]}") from None
 
 
+def _strip(module: nn.Module, unused: Collection[str]) -> None:
+    """Takes parameters out that the features don't depend on: they would learn nothing, and DDP waits for each."""
+    for name, child in list(module.named_children()):
+        inside = {f"{name}.{own}" for own, _ in child.named_parameters()}
+        if inside and inside <= set(unused):
+            setattr(module, name, nn.Identity())
+        else:
+            _strip(child, [own.removeprefix(f"{name}.") for own in inside & set(unused)])
+    for name, parameter in list(module.named_parameters(recurse=False)):
+        if name in unused:
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach(), persistent=False)
+
+
 class _DryRun(NamedTuple):
     width: int
+    unused: tuple[str, ...]
     frame: Frame
 
 
@@ -128,12 +145,16 @@ def _dry_run(spec: Timm) -> _DryRun:
     """Runs the tower without weights or arithmetic, for its shapes."""
     from timm.data.config import resolve_model_data_config
 
-    with torch.device("meta"), torch.no_grad():
+    with torch.device("meta"), torch.enable_grad():
         model = _create(spec, pretrained=False)
         stated = resolve_model_data_config(model)
         height, width = (spec.size, spec.size) if spec.size else stated["input_size"][1:]
         with loading("the timm tower", f"{spec.name}, layer {spec.layer}, {height} by {width} pixels"):
-            channels, rows, columns = TimmEncoder(model, spec, 0).grid(torch.empty(1, 3, height, width)).shape[1:]
+            features = TimmEncoder(model, spec, 0).grid(torch.empty(1, 3, height, width))
+            names, parameters = zip(*model.named_parameters(), strict=True)
+            gradients = torch.autograd.grad(features.sum(), parameters, allow_unused=True)
+    channels, rows, columns = features.shape[1:]
+    unused = tuple(name for name, gradient in zip(names, gradients, strict=True) if gradient is None)
     frame = Frame(
         height=height,
         width=width,
@@ -143,4 +164,4 @@ def _dry_run(spec: Timm) -> _DryRun:
         aspect=spec.aspect,
         grid=Grid(1, rows, columns),
     )
-    return _DryRun(channels, frame)
+    return _DryRun(channels, unused, frame)

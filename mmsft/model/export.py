@@ -4,7 +4,7 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,12 @@ def export_problem(towers: Mapping[str, tuple[Modality, Adapter]]) -> str | None
 
 
 def export_hf(
-    model: MultimodalModel, tokenizer: PreTrainedTokenizerFast, template: str, rows: Sequence[Batch], out: Path
+    model: MultimodalModel,
+    tokenizer: PreTrainedTokenizerFast,
+    template: str,
+    rows: Sequence[Batch],
+    out: Path,
+    stop_ids: Collection[int] = (),
 ) -> Export:
     """Writes the model for transformers; the folder appears whole, or not at all.
 
@@ -65,25 +70,28 @@ def export_hf(
         model: the root module; it stays as it is.
         tokenizer: with the model's new tokens.
         template: the chat template's text.
-        rows: compared: each batch's logits before and after.
+        rows: compared, at least one batch: its logits before and after.
         out: a folder that doesn't exist yet.
+        stop_ids: tokens that end a reply, if others do than the decoder's own settings say.
 
     Raises:
         ConfigError: no layout holds the model, or `out` is taken.
-        CheckpointError: the logits differ, or the folder can't be written.
+        CheckpointError: the logits differ, there are no rows, or the folder can't be written.
     """
     specs = {name: _spec(tower) for name, tower in model.towers.items()}
     if problem := export_problem(specs):
         raise ConfigError(f"no class of transformers holds this model: {problem}")
     if out.exists():
         raise ConfigError(f"{out} exists; name a folder that doesn't, or remove it")
+    if not rows:
+        raise CheckpointError(f"{out}: not written, since there is no row to compare on")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     except OSError as error:
         raise CheckpointError(f"{out}: can't be written: {error}") from error
     try:
-        layout = _write(model, tokenizer, template, aside)
+        layout = _write(model, tokenizer, template, aside, stop_ids)
         result = _compare(model, aside, layout, rows, out)
         aside.chmod(0o755)
         os.rename(aside, out)
@@ -99,19 +107,35 @@ def _spec(tower: Any) -> tuple[Modality, Adapter]:
     return tower.modality, tower.adapter_spec
 
 
-def _write(model: MultimodalModel, tokenizer: PreTrainedTokenizerFast, template: str, folder: Path) -> str:
+def _write(
+    model: MultimodalModel,
+    tokenizer: PreTrainedTokenizerFast,
+    template: str,
+    folder: Path,
+    stop_ids: Collection[int],
+) -> str:
     """Writes model, tokenizer and processor; returns the class's name."""
     if model.towers:
         llava = to_llava(model, tokenizer, template)
+        _stop_at(llava.model, stop_ids)
         llava.model.save_pretrained(folder)
         llava.processor.save_pretrained(folder)
         return type(llava.model).__name__
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = template
     clean = plain_decoder(model.decoder)
+    _stop_at(clean, stop_ids)
     clean.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return type(clean).__name__
+
+
+def _stop_at(model: PreTrainedModel, stop_ids: Collection[int]) -> None:
+    """Lets `generate` of transformers stop where our template ends a reply."""
+    if stop_ids:
+        settings: Any = copy.deepcopy(model.generation_config)
+        settings.eos_token_id = sorted(stop_ids)
+        model.generation_config = settings
 
 
 def plain_decoder(decoder: PreTrainedModel) -> PreTrainedModel:
@@ -131,7 +155,7 @@ def _compare(model: MultimodalModel, folder: Path, layout: str, rows: Sequence[B
     loaded: Any = auto.from_pretrained(folder, dtype=model.decoder.dtype)
     loaded.to(weight.device).eval()
     difference, largest, count = 0.0, 0.0, 0
-    for batch in rows:
+    for batch in (batch.map(lambda tensor: tensor.to(weight.device)) for batch in rows):
         with evaluating(model):
             ours = model.logits(batch)[batch.mask].float()
         theirs = loaded(**_hf_inputs(loaded, batch)).logits[batch.mask].float()[:, : ours.shape[1]]

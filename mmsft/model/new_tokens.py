@@ -44,6 +44,11 @@ class NewTokenHead(nn.Module):
         self.new_output = rows
 
     @property
+    def out_features(self) -> int:
+        """Size of the vocabulary; `weight` would copy all rows to tell it."""
+        return self.base_layer.out_features
+
+    @property
     def weight(self) -> Tensor:
         """All rows, [V, D], as one linear layer would hold them."""
         return _with_rows(self.base_layer.weight, self.new_output, self.first)

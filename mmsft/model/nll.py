@@ -36,6 +36,6 @@ def _score(logits_NV: Tensor, token_N: Tensor) -> Tensor:
 
 
 def _vocabulary(head: nn.Module) -> int:
-    weight = head.weight
-    assert isinstance(weight, Tensor)
-    return len(weight)
+    size = head.out_features
+    assert isinstance(size, int)
+    return size

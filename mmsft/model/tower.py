@@ -39,11 +39,7 @@ class Tower(nn.Module):
 
     def forward(self, tensors: Mapping[str, Tensor], grid: Grid) -> Tensor:
         """Encodes N distinct media of one shape → tokens [N, S, width]."""
-        learns = any(parameter.requires_grad for parameter in self.encoder.parameters())
-        self._set_modes(learns)
-        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            features = cast(Features, self.encoder(tensors))
-        tokens: Tensor = self.adapter(features, grid)
+        tokens: Tensor = self.adapter(self._encoded(tensors), grid)
         return tokens
 
     def untouched(self) -> Tensor:
@@ -54,14 +50,16 @@ class Tower(nn.Module):
         like = next(self.parameters())
         blank = self.modality.collate([self.modality.blank(Grid(1, 1, 1))])
         tensors = {name: tensor.to(like.device) for name, tensor in blank.items()}
-        self._set_modes(learns=True)
-        features = cast(Features, self.encoder(tensors))
+        features = self._encoded(tensors)
         # What the adapter makes of it is multiplied by 0, so that any grid of as many features does.
         tokens: Tensor = self.adapter(features, Grid(1, 1, features.values.shape[1]))
         return tokens.float().sum() * 0
 
-    def _set_modes(self, learns: bool) -> None:
+    def _encoded(self, tensors: Mapping[str, Tensor]) -> Features:
+        learns = any(parameter.requires_grad for parameter in self.encoder.parameters())
         self.encoder.train(self.training and learns)
         for module in self.encoder.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
+        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
+            return cast(Features, self.encoder(tensors))

@@ -1,9 +1,10 @@
 """What a run writes while it trains: the log, the ledger and the trackers."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmsft.data.ledger import Ledger, Loss
+from mmsft.data.ledger import Ledger, LostRow
 from mmsft.data.order import chain
 from mmsft.journal import Journal
 from mmsft.parallel import Ranks
@@ -32,11 +33,11 @@ class Books:
         self._log = Journal(folder / "log.jsonl")
         self._ledger_file = Journal(folder / "ledger.jsonl")
         self._waiting: Step | None = None
-        if ranks.main:
-            # A stage that begins has nothing yet, not even the held-out loss of step 0.
-            last = state.step or -1
-            self._log.rewind(state.stage, last)
-            self._ledger_file.rewind(state.stage, last)
+        # A stage that begins has nothing yet, not even the held-out loss of step 0.
+        last = state.step or -1
+        with ranks.together():
+            for journal in (self._log, self._ledger_file) if ranks.main else ():
+                journal.rewind(state.stage, last)
 
     def add(self, step: Step) -> None:
         """Takes a step; settles the one before."""
@@ -51,28 +52,36 @@ class Books:
         Raises:
             Diverged: its loss or gradient isn't finite.
             DataError: more rows are lost than the recipe's budget allows.
+            MmsftError: one of the processes could not go on.
         """
         step, self._waiting = self._waiting, None
         if step is None:
             return
         check_finite(step)
-        shares = self._ranks.gather(((step.data.used, step.targets, step.tokens), step.data.losses))
-        used, targets, tokens = (sum(counts) for counts in zip(*(counts for counts, _ in shares), strict=True))
-        losses = [loss for _, lost in shares for loss in lost]
+        totals = step.totals
+        if totals.failing:
+            with self._ranks.together():
+                pass
+        lost = self._all(step.data.lost) if totals.lost else []
         order = chain(self.state.order, step.data.rows)
-        self.state = self.state.moved(step=step.number, tokens=self.state.tokens + tokens, order=order)
-        if self._ranks.main:
-            self._write(step, targets, tokens)
-        self._note(losses, step.number, held_out=False)
-        self.ledger.add(used, losses)
+        self.state = self.state.moved(step=step.number, tokens=self.state.tokens + step.tokens, order=order)
+        with self._ranks.deferred():
+            if self._ranks.main:
+                self._write(step)
+                self._note(lost, step.number, held_out=False)
+        self.ledger.add(int(totals.used), lost)
         self.state = self.state.moved(ledger=dict(self.ledger.counts))
 
-    def _note(self, losses: Sequence[Loss], step: int, held_out: bool) -> None:
-        for loss in losses if self._ranks.main else ():
-            line = {"row": loss.row, "fate": loss.fate, "reason": loss.reason, "held_out": held_out}
+    def _all(self, lost: Sequence[LostRow]) -> list[LostRow]:
+        """Returns the lost rows of all processes."""
+        return [row for share in self._ranks.gather(list(lost)) for row in share]
+
+    def _note(self, lost: Sequence[LostRow], step: int, held_out: bool) -> None:
+        for row in lost:
+            line = {"row": row.row, "fate": row.fate, "reason": row.reason, "held_out": held_out}
             self._ledger_file.write(self.state.stage, step, line)
 
-    def _write(self, step: Step, targets: int, tokens: int) -> None:
+    def _write(self, step: Step) -> None:
         by_source = step.loss_by_source(self._sources)
         line = {
             "name": self.state.name,
@@ -80,47 +89,54 @@ class Books:
             "loss_by_source": by_source,
             "lr": step.lr,
             "grad_norm": step.grad_norm,
-            "targets": targets,
-            "tokens": tokens,
+            "targets": step.targets,
+            "tokens": step.tokens,
             "seconds": round(step.seconds, 4),
             "order": self.state.order,
         }
         self._log.write(self.state.stage, step.number, line)
-        self._ranks.track(
+        self._track(
             {
-                f"{self.state.name}/loss": step.loss,
-                f"{self.state.name}/grad_norm": step.grad_norm,
-                **{f"{self.state.name}/loss/{name}": value for name, value in by_source.items()},
-                **{f"{self.state.name}/lr/{name}": value for name, value in step.lr.items()},
-            },
-            self.state.before + step.number,
+                "loss": step.loss,
+                "grad_norm": step.grad_norm,
+                **{f"loss/{name}": value for name, value in by_source.items()},
+                **{f"lr/{name}": value for name, value in step.lr.items()},
+            }
         )
 
-    def evaluated(self, loss: float, losses: Sequence[Loss], rows: int) -> bool:
+    def _track(self, values: Mapping[str, float]) -> None:
+        """Sends what is a number to the loggers."""
+        numbers = {f"{self.state.name}/{name}": value for name, value in values.items() if math.isfinite(value)}
+        self._ranks.track(numbers, self.state.before + self.state.step)
+
+    def evaluated(self, loss: float, lost: Sequence[LostRow], rows: int) -> bool:
         """Books a held-out loss after the last step; returns whether it is the stage's lowest so far.
 
         That of before the first step is only written down: there is no checkpoint that it belongs to.
 
         Args:
-            loss: over the rows that can be scored.
-            losses: this process's share of those that can't.
+            loss: over the rows that can be scored; NaN if none has anything to score.
+            lost: this process's share of those that can't.
             rows: how many were to be scored.
 
         Raises:
             DataError: more rows are lost than the recipe's budget allows.
         """
         self.flush()
-        lost = [item for share in self._ranks.gather(list(losses)) for item in share]
-        self._note(lost, self.state.step, held_out=True)
+        lost = self._all(lost)
+        number = loss if math.isfinite(loss) else None
+        with self._ranks.deferred():
+            if self._ranks.main:
+                self._note(lost, self.state.step, held_out=True)
+                line = {"name": self.state.name, "held_out_loss": number}
+                self._log.write(self.state.stage, self.state.step, line)
+                self._track({"held_out_loss": loss})
         Ledger(rows, self.ledger.budget).add(rows - len(lost), lost)
-        better = bool(self.state.step) and (self.state.best is None or loss < self.state.best)
-        if self.state.step:
-            found = (
-                {"best": loss, "best_at": self.state.step, "stale": 0} if better else {"stale": self.state.stale + 1}
-            )
-            self.state = self.state.moved(**found)
-        if self._ranks.main:
-            line = {"name": self.state.name, "held_out_loss": loss}
-            self._log.write(self.state.stage, self.state.step, line)
-            self._ranks.track({f"{self.state.name}/held_out_loss": loss}, self.state.before + self.state.step)
+        if not self.state.step:
+            return False
+        better = number is not None and (self.state.best is None or number < self.state.best)
+        if better:
+            self.state = self.state.moved(best=number, best_at=self.state.step, stale=0)
+        else:
+            self.state = self.state.moved(stale=self.state.stale + 1)
         return better

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from mmsft.config import StageConfig
-from mmsft.data.ledger import Loss
+from mmsft.data.ledger import LostRow
 from mmsft.data.loader import Encoding, read_rows
 from mmsft.data.order import rows_at
 from mmsft.errors import MmsftError
@@ -18,7 +18,7 @@ from mmsft.model.names import named_parameters
 from mmsft.parallel import check_loggers
 from mmsft.run.load import Run
 from mmsft.run.stages import newest, refuse_idle_towers, refuse_other_settings
-from mmsft.train.optim import select
+from mmsft.train.optim import idle_parts, select
 from mmsft.types import Encoded
 
 _SHOWN = 5
@@ -73,6 +73,8 @@ def check(run: Run, rows: int = 200) -> Report:
     try:
         names = named_parameters(run.model())
         report.facts.append(f"model: {sum(parameter.numel() for parameter in names.values()):,} parameters")
+        for part in idle_parts(names, [stage.train for stage in run.config.stages]):
+            report.notes.append(f"model.{part} has no learning rate in any stage: it stays as it was drawn")
     except MmsftError as error:
         report.problems.append(f"model: {error}")
     for stage in run.config.stages:
@@ -119,19 +121,19 @@ def _data(run: Run, stage: StageConfig, rows: int) -> Iterator[tuple[str, str]]:
     total = len(mixture.train)
     pairs = mixture.train[rows_at(run.order_seed(stage), total, 0, min(rows, total))]
     read: list[Encoded] = []
-    lost: list[Loss] = []
+    lost: list[LostRow] = []
     for start in range(0, len(pairs), 32):
-        encoded, _, losses = read_rows(mixture, encoding, pairs[start : start + 32])
-        read, lost = read + encoded, lost + losses
+        encoded, _, unread = read_rows(mixture, encoding, pairs[start : start + 32])
+        read, lost = read + encoded, lost + unread
     held = f", {len(mixture.held_out):,} held out" if len(mixture.held_out) else ""
     yield "facts", f"stage {stage.name}: {total:,} rows{held}; {len(read)} of the first {len(pairs)} read"
     if read:
         tokens, learned = mean(len(row) for row in read), mean(len(row.targets) for row in read)
         yield "facts", f"stage {stage.name}: {tokens:.1f} tokens a row, {learned:.1f} of them learned"
-    for loss in lost[:_SHOWN]:
-        yield "notes" if read else "problems", f"stage {stage.name}: {loss.reason}"
+    for row in lost[:_SHOWN]:
+        yield "notes" if read else "problems", f"stage {stage.name}: {row.reason}"
     if len(lost) > stage.recipe.budget * len(pairs):
-        counts = ", ".join(f"{count} {fate}" for fate, count in Counter(loss.fate for loss in lost).items())
+        counts = ", ".join(f"{count} {fate}" for fate, count in Counter(row.fate for row in lost).items())
         yield "problems", f"stage {stage.name}: {counts} of {len(pairs)} rows; the budget is {stage.recipe.budget:.1%}"
     seen = {placed.media.modality for row in read for placed in row.media}
     for name in sorted(run.config.model.towers.keys() - seen):

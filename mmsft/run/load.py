@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -39,6 +39,7 @@ class Run:
 
     config: RunConfig
     origins: Origins
+    _mixtures: dict[str, Mixture] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def folder(self) -> Path:
@@ -66,6 +67,7 @@ class Run:
             template_kwargs=recipe.template_kwargs,
             slots=self.reader.layout,
             length=recipe.length,
+            data_tokens=self.config.model.decoder.new_tokens,
         )
 
     def order_seed(self, stage: StageConfig) -> int:
@@ -73,8 +75,11 @@ class Run:
         return self.config.seed + 1000 * self.config.stages.index(stage)
 
     def mixture(self, recipe: RecipeConfig) -> Mixture:
-        """Opens a recipe's sources."""
-        return Mixture(recipe, self.config.seed)
+        """Returns a recipe's sources, opened once for all stages that use it."""
+        key = recipe.model_dump_json()
+        if key not in self._mixtures:
+            self._mixtures[key] = Mixture(recipe, self.config.seed)
+        return self._mixtures[key]
 
     def model(self) -> MultimodalModel:
         """Builds the model, with the weights that the config names; what is fresh follows from the seed."""

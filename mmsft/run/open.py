@@ -1,20 +1,26 @@
 """Opens a run folder's model to talk to, score or export."""
 
 from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmsft.assistant import Assistant
-from mmsft.data.collate import collate
+from mmsft.data.collate import Loaded, collate
 from mmsft.data.loader import Encoding, read_rows
 from mmsft.data.order import permutation
 from mmsft.data.tree import threads
-from mmsft.errors import CheckpointError, ConfigError, suggest
+from mmsft.errors import CheckpointError, ConfigError, DataError, suggest
+from mmsft.eval.accuracy import reference_of
 from mmsft.model.export import Export, export_hf
 from mmsft.parallel import Ranks
 from mmsft.run.load import Run, load_run
 from mmsft.train import checkpoint as ckpt
 from mmsft.train.checkpoint import Checkpoint
-from mmsft.types import Conversation, Media
+from mmsft.types import Batch, Conversation, Encoded, Media
+
+_SEARCHED = 10_000
+"""Rows of a recipe in which an export looks for one with media."""
 
 
 def open_run(folder: str | Path, checkpoint: str = "last", *, trained: bool = True) -> Assistant:
@@ -65,28 +71,87 @@ def find_checkpoint(run: Run, name: str) -> Checkpoint:
     return found[name]
 
 
-def held_out(run: Run, checkpoint: str, rows: int) -> list[Conversation]:
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """Held-out rows to ask a model.
+
+    Attributes:
+        rows: those that can be asked.
+        lost: why others that were drawn can't be.
+    """
+
+    rows: tuple[Conversation, ...]
+    lost: tuple[str, ...]
+
+
+def held_out(run: Run, checkpoint: str, rows: int) -> HeldOut:
     """Returns held-out rows of the recipe that a checkpoint was trained on, drawn by the run's seed.
 
     Rows with media of their own come first, so that a sample shows as many different media as it can.
 
     Raises:
         ConfigError: its recipe holds nothing out.
+        DataError: no row of it can be asked.
     """
     stage = run.config.stages[find_checkpoint(run, checkpoint).state.stage]
     mixture = run.mixture(stage.recipe)
     if not len(mixture.held_out):
         raise ConfigError(f"stage {stage.name}: its recipe holds no rows out; give it a `validation`")
-    drawn = permutation(run.config.seed, 0, len(mixture.held_out))
-    conversations = [mixture.conversation(pair) for pair in mixture.held_out[drawn]]
+    encoder = run.encoder(stage.recipe)
+    lost: list[str] = []
+
+    def askable(conversation: Conversation) -> bool:
+        try:
+            reference_of(conversation)
+            prompt = encoder.prompt(replace(conversation, turns=conversation.turns[:-1]))
+            for placed in prompt.media:
+                run.reader.load(placed.media)
+        except DataError as error:
+            lost.append(_named(conversation.id, error))
+            return False
+        return True
+
+    def drawn() -> Iterator[Conversation]:
+        for pair in mixture.held_out[permutation(run.config.seed, 0, len(mixture.held_out))]:
+            try:
+                yield mixture.conversation(pair)
+            except DataError as error:
+                lost.append(_named(mixture.row_id(pair), error))
+
+    found = _different_first(drawn(), askable, rows)
+    if not found:
+        raise DataError(f"stage {stage.name}: no held-out row can be asked; {len(lost)} lost, the first: {lost[0]}")
+    return HeldOut(found, tuple(lost))
+
+
+def _different_first(
+    conversations: Iterator[Conversation], usable: Callable[[Conversation], bool], rows: int
+) -> tuple[Conversation, ...]:
+    """Returns usable conversations, the first about each media before the second; reads no more than it needs."""
     seen: Counter[tuple[Media, ...]] = Counter()
-    turn_of = []
+    found: list[Conversation] = []
+    later: list[tuple[int, Conversation]] = []
     for conversation in conversations:
+        if len(found) >= rows:
+            break
         media = tuple(medium for turn in conversation.turns for medium in turn.media)
-        turn_of.append(seen[media] if media else 0)
+        if media and seen[media]:
+            later.append((seen[media], conversation))
+        elif usable(conversation):
+            found.append(conversation)
+        else:
+            continue
         seen[media] += 1
-    first = sorted(range(len(conversations)), key=turn_of.__getitem__)
-    return [conversations[index] for index in first[:rows]]
+    for _, conversation in sorted(later, key=lambda pair: pair[0]):
+        if len(found) >= rows:
+            break
+        if usable(conversation):
+            found.append(conversation)
+    return tuple(found[:rows])
+
+
+def _named(row: str, error: DataError) -> str:
+    return str(error) if row in str(error) else f"{row}: {error}"
 
 
 def export_run(run_folder: Path, out: Path, checkpoint: str, rows: int = 4) -> Export:
@@ -94,14 +159,37 @@ def export_run(run_folder: Path, out: Path, checkpoint: str, rows: int = 4) -> E
 
     Raises:
         ConfigError: no layout of `transformers` holds the model.
-        CheckpointError: the logits differ, or the folder can't be written.
+        CheckpointError: the logits differ, there is no row to compare on, or the folder can't be written.
     """
     run = load_run(run_folder)
     assistant = open_run(run_folder, checkpoint)
-    recipe = run.config.stages[find_checkpoint(run, checkpoint).state.stage].recipe
-    mixture = run.mixture(recipe)
-    encoding = Encoding(assistant.encoder, assistant.reader, recipe.length)
-    encoded, loaded, _ = read_rows(mixture, encoding, mixture.train[:rows])
-    batches = [collate([chain], run.reader, loaded) for row in encoded for chain in threads(row)]
-    template = assistant.encoder.template.source
-    return export_hf(assistant.model, run.tokenizer, template, batches, out)
+    batches = _rows_to_compare(run, find_checkpoint(run, checkpoint).state.stage, rows)
+    template, stop_ids = assistant.encoder.template.source, assistant.encoder.stop_ids
+    return export_hf(assistant.model, run.tokenizer, template, batches, out, stop_ids)
+
+
+def _rows_to_compare(run: Run, stage: int, rows: int) -> list[Batch]:
+    """Returns a stage's first rows as batches of one thread; if need be one more, so that each tower has a medium."""
+    found: list[Encoded] = []
+    loaded: Loaded = {}
+    missing = set(run.reader.towers)
+    # A stage may be on text alone; those before it had media then.
+    for trained in reversed(run.config.stages[: stage + 1]):
+        mixture = run.mixture(trained.recipe)
+        encoding = Encoding(run.encoder(trained.recipe), run.reader, trained.recipe.length)
+        for pair in mixture.train[:_SEARCHED]:
+            if len(found) >= rows and not missing:
+                break
+            encoded, media, _ = read_rows(mixture, encoding, pair[None])
+            shown = {placed.media.modality for row in encoded for placed in row.media}
+            if len(found) < rows or shown & missing:
+                found += encoded
+                loaded = {**loaded, **media}
+                missing -= shown
+    if missing or not found:
+        what = f"a medium for the tower {', '.join(sorted(missing))}" if missing else "tokens to compare"
+        raise CheckpointError(
+            f"{run.folder}: no row of the first {_SEARCHED:,} of its recipes gives {what}, so an export couldn't be "
+            "compared; `mmsft check` says what is wrong with the rows"
+        )
+    return [collate([chain], run.reader, loaded) for row in found for chain in threads(row)]

@@ -1,8 +1,10 @@
 """Runs the stages of a config: trains, logs, evaluates, saves, and goes on from where it was stopped."""
 
 import json
+import logging
 import os
 from collections.abc import Collection, Generator, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +15,7 @@ from torch.optim import Optimizer
 from mmsft import assets
 from mmsft.assistant import Assistant
 from mmsft.config import StageConfig, dump_config
-from mmsft.data.ledger import Ledger, Loss
+from mmsft.data.ledger import Ledger, LostRow
 from mmsft.data.loader import Encoding, Share, Steps, held_out_batches, plan, read_steps
 from mmsft.data.mixture import Mixture
 from mmsft.data.order import permutation, rows_at
@@ -25,15 +27,27 @@ from mmsft.objectives import sft
 from mmsft.parallel import Ranks
 from mmsft.run.books import Books
 from mmsft.run.load import CONFIG, Run
+from mmsft.run.lock import locked, unwritable
 from mmsft.train import checkpoint as ckpt
 from mmsft.train.checkpoint import Checkpoint, State
 from mmsft.train.loop import Step, Trainer, train
-from mmsft.train.optim import build, freeze, select
+from mmsft.train.optim import build, freeze, idle_parts, select
 from mmsft.train.schedule import factor
 from mmsft.types import Ints
 
-# Settings that may change between the parts of one run, since they decide no weight.
-_FREE = ("out", "workers", "save", "loggers")
+_SOURCE = dict.fromkeys(("licence", "tags", "media_root"), True)
+log = logging.getLogger(__name__)
+
+# Settings that may change between the parts of one run, since they decide no weight beyond its rounding.
+_FREE: dict[str, Any] = {
+    **dict.fromkeys(("out", "workers", "save", "loggers"), True),
+    "stages": {
+        "__all__": {
+            **dict.fromkeys(("micro_batch", "activation_checkpointing", "evaluate"), True),
+            "recipe": {"budget": True, "sources": {"__all__": _SOURCE}, "validation": {"file": _SOURCE}},
+        }
+    },
+}
 
 
 @dataclass
@@ -55,32 +69,48 @@ class Session:
         return self.run.folder / "checkpoints"
 
 
-def execute(run: Run) -> Iterator[tuple[StageConfig, Step, Assistant]]:
+def execute(run: Run) -> Generator[tuple[StageConfig, Step, Assistant], None, None]:
     """Trains the run's stages, from the last complete checkpoint in its folder if there is one.
+
+    Of several processes each calls it. While it is under way, no other run may train in the folder; closing it ends
+    that.
 
     Yields:
         The stage, the step just done, and the model as an assistant.
 
     Raises:
-        MmsftError: the config doesn't fit its data or model, too many rows are lost, the loss diverges, or a
-            checkpoint can't be written.
+        MmsftError: the config doesn't fit its data or model, too many rows are lost, the loss diverges, a checkpoint
+            can't be written, or another process trains in the folder.
     """
-    config = run.config
-    last = newest(run.folder)
-    if last is not None:
-        refuse_other_settings(last, run)
-        if last.state.done and last.state.stage == len(config.stages) - 1:
-            return
-    ranks = Ranks(config.precision, config.loggers, run.folder)
+    ranks = Ranks(run.config.precision, run.config.loggers, run.folder)
+    with ExitStack() as held:
+        with ranks.together():
+            if ranks.main:
+                held.enter_context(locked(run.folder))
+        last = newest(run.folder)
+        if last is not None:
+            refuse_other_settings(last, run)
+            if last.state.done and last.state.stage == len(run.config.stages) - 1:
+                return
+        session = _session(run, ranks, last)
+        with ranks.trackers(run.folder.name):
+            yield from _stages(session, last)
+
+
+def _session(run: Run, ranks: Ranks, last: Checkpoint | None) -> Session:
     with ranks.main_first():
         model = run.model()
-    session = Session(run, ranks, model, fresh(named_parameters(model)))
-    if ranks.main:
-        _write_config(run)
+    for part in idle_parts(named_parameters(model), [stage.train for stage in run.config.stages]):
+        log.warning("model.%s has no learning rate in any stage: it stays as it was drawn", part)
+    # Before there is an optimiser: its restored moments lie where the parameters do.
+    model.to(ranks.device)
+    with ranks.together():
+        if ranks.main:
+            _write_config(run)
+    kept = fresh(named_parameters(model))
     if last is not None:
-        session.kept |= ckpt.restore_weights(last.path, model)
-    with ranks.trackers(run.folder.name):
-        yield from _stages(session, last)
+        kept |= ckpt.restore_weights(last.path, model)
+    return Session(run, ranks, model, kept)
 
 
 def _stages(session: Session, last: Checkpoint | None) -> Iterator[tuple[StageConfig, Step, Assistant]]:
@@ -101,11 +131,10 @@ def _stages(session: Session, last: Checkpoint | None) -> Iterator[tuple[StageCo
 def _write_config(run: Run) -> None:
     aside = run.folder / f".{CONFIG}"
     try:
-        run.folder.mkdir(parents=True, exist_ok=True)
         aside.write_text(dump_config(run.config, run.origins), encoding="utf-8")
         os.replace(aside, run.folder / CONFIG)
     except OSError as error:
-        raise ConfigError(f"out: the run folder {run.folder} can't be written: {error}") from error
+        raise unwritable(run.folder, error) from error
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -116,7 +145,7 @@ def newest(folder: Path) -> Checkpoint | None:
 
 def deciding(run: Run) -> dict[str, Any]:
     """Returns the settings that decide the weights, as JSON has them."""
-    values = run.config.model_dump(mode="json", exclude=set(_FREE))
+    values = run.config.model_dump(mode="json", exclude=_FREE)
     settings: dict[str, Any] = json.loads(json.dumps(values))
     return settings
 
@@ -252,10 +281,10 @@ def _evaluate(
     ranks, rows = session.ranks, stage.evaluate.rows if stage.evaluate else None
     order = permutation(session.run.config.seed, 0, len(mixture.held_out))[:rows]
     pairs = mixture.held_out[order][ranks.rank :: ranks.count]
-    losses: list[Loss] = []
-    batches = held_out_batches(mixture, encoding, pairs, losses)
+    lost: list[LostRow] = []
+    batches = held_out_batches(mixture, encoding, pairs, lost)
     loss = held_out_loss(session.model, batches, ranks, trainer.sources)
-    return books.evaluated(loss, losses, len(order))
+    return books.evaluated(loss, lost, len(order))
 
 
 def _patience_is_over(stage: StageConfig, state: State) -> bool:
@@ -265,10 +294,10 @@ def _patience_is_over(stage: StageConfig, state: State) -> bool:
 
 def _save(session: Session, books: Books, optimizer: Optimizer, over: bool) -> None:
     books.flush()
-    if session.ranks.main:
-        folder = session.checkpoints
-        state = books.state.moved(done=over)
-        names = named_parameters(session.model)
-        ckpt.save(folder, state, session.model, optimizer, names, session.kept)
-        ckpt.prune(folder, session.run.config.save.keep)
-    session.ranks.wait()
+    with session.ranks.together():
+        if session.ranks.main:
+            folder = session.checkpoints
+            state = books.state.moved(done=over)
+            names = named_parameters(session.model)
+            ckpt.save(folder, state, session.model, optimizer, names, session.kept)
+            ckpt.prune(folder, session.run.config.save.keep)

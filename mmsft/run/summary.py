@@ -16,9 +16,10 @@ def summary(run: Run) -> str:
             continue
         of_stage = [line for line in log if line["stage"] == state.stage]
         losses = [line["loss"] for line in of_stage if line.get("loss") is not None]
-        held_out = [line["held_out_loss"] for line in of_stage if "held_out_loss" in line]
+        held_out = [line["held_out_loss"] for line in of_stage if line.get("held_out_loss") is not None]
         rows = ", ".join(f"{state.ledger.get(fate, 0):,} {fate}" for fate in FATES)
-        line = f"{state.name}: {state.step} steps; rows {rows}; loss {losses[0]:.4f} → {losses[-1]:.4f}"
+        line = f"{state.name}: {state.step} steps; rows {rows}; "
+        line += f"loss {losses[0]:.4f} → {losses[-1]:.4f}" if losses else "nothing was learned"
         if held_out:
             line += f"; held-out loss {held_out[0]:.4f} before, {held_out[-1]:.4f} after"
         lines.append(line)

@@ -52,6 +52,9 @@ class Dialogue:
                 self.reset()
             elif command.startswith("/") and rest and command[1:] in self._assistant.reader.towers:
                 waiting.append(Media(command[1:], rest.strip()))
+            elif command.startswith("/") and rest and command[1:].isidentifier():
+                towers = ", ".join(f"/{tower} FILE" for tower in self._assistant.reader.towers) or "none: no towers"
+                show(f"error: {command}: no such command; media of this model: {towers}; or /new")
             else:
                 try:
                     show(self.say(text, waiting))

@@ -104,7 +104,7 @@ def save(
     if odd := [name for name in sorted(kept) if not names[name].isfinite().all()]:
         raise Diverged(
             f"step {state.step}: {odd[0]} isn't finite any more, so it isn't saved; the last checkpoint is older; "
-            "lower the learning rate or set `clip`"
+            "start another run from it (`init_from`, another `out`) with a lower learning rate or `clip`"
         )
     final = folder / state.checkpoint
     aside = folder / f"{_ASIDE}{final.name}"
@@ -173,6 +173,8 @@ def complete(folder: Path) -> list[Checkpoint]:
             _check_sizes(path, json.loads(marker.read_text(encoding="utf-8")))
             found.append(Checkpoint(path, _read_state(path)))
         except (OSError, ValueError) as error:
+            if not path.exists():  # since it was listed, the process that trains has pruned it
+                continue
             raise CheckpointError(f"{path}: damaged: {error}; delete this folder to use the one before it") from error
     return sorted(found, key=lambda checkpoint: (checkpoint.state.stage, checkpoint.state.step))
 

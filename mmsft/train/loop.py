@@ -5,6 +5,8 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,54 +22,90 @@ from mmsft.types import Batch
 Objective = Callable[[nn.Module, Batch, int], Loss]
 
 
+class Totals(NamedTuple):
+    """What a step comes to over all processes; on the device and on the way from there one row of numbers.
+
+    Attributes:
+        grad_norm: of the gradient before clipping.
+        weight: of all targets.
+        used: rows that were learned from.
+        lost: rows that could not be.
+        targets: learned tokens.
+        tokens: padding not counted.
+        failing: processes that have deferred an error.
+        loss_sum: Σ weight · nll.
+        loss_count: Σ weight; for other objectives what the sum is divided by.
+    """
+
+    grad_norm: float
+    weight: float
+    used: float
+    lost: float
+    targets: float
+    tokens: float
+    failing: float
+    loss_sum: float
+    loss_count: float
+
+
 @dataclass
 class Step:
-    """One optimiser step, done.
+    """One optimiser step, done; what is read of its `totals` waits for the device.
 
     Attributes:
         number: counted from 1 at the stage's start.
         steps: in the whole stage.
         lr: rate by pattern of the stage's `train`.
-        targets: learned tokens in this process's share.
-        tokens: tokens in this process's share.
-        seconds: since the step before.
-        data: what was learned from.
+        data: this process's share of what was learned from.
+        fetch: gives the totals, and sum and count per source.
+        seconds: waiting for data and computing; what is done between the steps doesn't count.
     """
 
     number: int
     steps: int
     lr: dict[str, float]
-    targets: int
-    tokens: int
-    seconds: float
     data: StepData
-    scalars: Tensor = field(repr=False)
-    _read: list[float] = field(default_factory=list, repr=False)
+    fetch: Callable[[], list[float]] = field(repr=False)
+    seconds: float = 0.0
 
+    @cached_property
     def _values(self) -> list[float]:
-        if not self._read:
-            self._read = self.scalars.tolist()
-        return self._read
+        return self.fetch()
+
+    @property
+    def totals(self) -> Totals:
+        """What the step comes to over all processes."""
+        return Totals(*self._values[: len(Totals._fields)])
 
     @property
     def loss(self) -> float:
-        """Σ weight · nll ÷ Σ weight over the whole global step; reading it waits for the device."""
-        _, total, count, *_ = self._values()
-        return math.nan if self.learned_nothing else total / count
+        """Σ weight · nll ÷ Σ weight over the whole global step."""
+        return math.nan if self.learned_nothing else self.totals.loss_sum / self.totals.loss_count
 
     @property
     def learned_nothing(self) -> bool:
         """Whether no target of the global step has a weight, so that its loss is 0 ÷ 0."""
-        return not self._values()[2]
+        return not self.totals.loss_count
 
     @property
     def grad_norm(self) -> float:
         """Norm of the gradient before clipping."""
-        return self._values()[0]
+        return self.totals.grad_norm
+
+    @property
+    def targets(self) -> int:
+        """Learned tokens of the global step."""
+        return int(self.totals.targets)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the global step."""
+        return int(self.totals.tokens)
 
     def loss_by_source(self, names: Sequence[str]) -> dict[str, float]:
         """The step's loss on the rows of each source that took part."""
-        sums, counts = self._values()[3::2], self._values()[4::2]
+        first = len(Totals._fields)
+        sums, counts = self._values[first::2], self._values[first + 1 :: 2]
         return {name: total / count for name, total, count in zip(names, sums, counts, strict=True) if count}
 
 
@@ -110,19 +148,17 @@ def train(trainer: Trainer, data: Iterable[StepData], steps: int) -> Iterator[St
     Raises:
         Diverged: the loss or the gradient isn't finite; the weights are not saved by then.
     """
-    before = time.perf_counter()
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     waiting: Step | None = None
+    began = time.perf_counter()
     for item in data:
         lr = set_rate(trainer.optimizer, trainer.factor(item.number))
         torch.manual_seed(_seed(trainer.seed, item.number, trainer.ranks.rank))
         trainer.model.train()
         sums = _backward(trainer, item)
         norm = torch.nn.utils.clip_grad_norm_(parameters, trainer.clip or math.inf)
-        scalars = torch.cat([norm.detach().reshape(1), sums])
-        now = time.perf_counter()
-        step = Step(item.number + 1, steps, lr, item.targets, item.tokens, now - before, item, scalars)
-        before = now
+        fetch = trainer.ranks.fetch(torch.cat([norm.detach().reshape(1).to(sums.dtype), sums]))
+        step = Step(item.number + 1, steps, lr, item, fetch)
         # On a GPU the check of a step waits until the next one is under way, so that the device never idles.
         if trainer.ranks.device.type == "cpu":
             check_finite(step)
@@ -131,19 +167,24 @@ def train(trainer: Trainer, data: Iterable[StepData], steps: int) -> Iterator[St
         if waiting is not None:
             check_finite(waiting)
         waiting = step
+        step.seconds = time.perf_counter() - began
         yield step
+        began = time.perf_counter()
     if waiting is not None:
         check_finite(waiting)
 
 
 def _backward(trainer: Trainer, item: StepData) -> Tensor:
-    """Accumulates the global step's gradient; returns [Σ, count, Σ and count per source] over all processes."""
+    """Accumulates the global step's gradient; returns `Totals` from `weight` on, then sum and count per source."""
     ranks = trainer.ranks
-    weight = ranks.total(torch.full((), item.weight, device=ranks.device))
+    shares = (item.weight, item.used, len(item.lost), item.targets, item.tokens, ranks.failing)
+    # Filled in on the device: a copy from ordinary memory would wait for the step before.
+    filled = [torch.full((), float(share), dtype=ranks.wide, device=ranks.device) for share in shares]
+    counts = ranks.total(torch.stack(filled))
     # The processes' gradients are averaged, so each contributes its sum times their number; a step in which nothing
     # can be learned leaves zero gradients rather than 0 ÷ 0.
-    scale = ranks.count / weight.clamp_min(torch.finfo(torch.float32).tiny)
-    sums = torch.zeros(2 + 2 * trainer.sources, device=ranks.device)
+    scale = torch.where(counts[0] > 0, ranks.count / counts[0], 0.0).float()
+    sums = torch.zeros(2 + 2 * trainer.sources, dtype=ranks.wide, device=ranks.device)
     for number, micro in enumerate(item.micro):
         batch = micro.map(lambda tensor: tensor.to(ranks.device, non_blocking=True))
         with ranks.accumulate(trainer.model, last=number == len(item.micro) - 1):
@@ -151,7 +192,7 @@ def _backward(trainer: Trainer, item: StepData) -> Tensor:
                 loss = trainer.objective(trainer.model, batch, trainer.sources)
             (loss.sum * scale).backward()
         sums += torch.cat([torch.stack([loss.sum.detach(), loss.count]), loss.by_source.reshape(-1)])
-    return ranks.total(sums)
+    return torch.cat([counts, ranks.total(sums)])
 
 
 def _seed(seed: int, step: int, rank: int) -> int:
@@ -171,6 +212,6 @@ def check_finite(step: Step) -> None:
     raise Diverged(
         f"step {step.number}: loss {step.loss}, gradient norm {step.grad_norm} (learning rates {step.lr}); "
         f"its rows were {named}\n"
-        "the last checkpoint is from before; lower the learning rate, set `clip`, or look at these rows "
-        "with `mmsft data show`"
+        "the last checkpoint is from before: start another run from it (`init_from`, another `out`) with a lower "
+        "learning rate or `clip`, or look at these rows with `mmsft data show`"
     )

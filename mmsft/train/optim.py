@@ -1,6 +1,6 @@
 """What learns in a stage, at which rate, and the optimiser over it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -28,7 +28,8 @@ def select(names: Mapping[str, nn.Parameter], train: Mapping[str, GroupConfig]) 
     ``towers.*.encoder.*.layers.2[0-3]``. Where several match, the longest wins.
 
     Raises:
-        ConfigError: a pattern decides nothing.
+        ConfigError: a pattern decides nothing, or takes LoRA and the weights below it together, or what would learn is
+            held in a precision too low for that.
     """
     ranked = sorted(train, key=len, reverse=True)
     chosen: dict[str, list[str]] = {pattern: [] for pattern in train}
@@ -39,12 +40,51 @@ def select(names: Mapping[str, nn.Parameter], train: Mapping[str, GroupConfig]) 
     for pattern, members in chosen.items():
         if not members:
             raise ConfigError(_unmatched(pattern, names, ranked))
+        _refuse_lora_by_the_way(pattern, members)
+        _refuse_low_precision(pattern, members, names)
     return [Group(pattern, train[pattern], tuple(members)) for pattern, members in chosen.items()]
+
+
+def idle_parts(names: Iterable[str], stages: Sequence[Mapping[str, GroupConfig]]) -> list[str]:
+    """Returns what the config adds to the model and no stage trains: LoRA or new tokens that stay as they were drawn.
+
+    Args:
+        names: canonical names of the model's parameters.
+        stages: each stage's `train`.
+    """
+    idle = []
+    for part in ("decoder.lora", "decoder.new_tokens"):
+        members = [name for name in names if matches(name, part)]
+        if members and not any(matches(name, pattern) for train in stages for pattern in train for name in members):
+            idle.append(part)
+    return idle
 
 
 def matches(name: str, pattern: str) -> bool:
     """Tells whether a pattern names the parameter or something that it is a part of."""
     return fnmatchcase(name, pattern) or fnmatchcase(name, pattern + ".*")
+
+
+def _refuse_lora_by_the_way(pattern: str, members: Sequence[str]) -> None:
+    decoder = [name for name in members if name.startswith("decoder.")]
+    lora = [name for name in decoder if name.startswith("decoder.lora.")]
+    if lora and any(not name.startswith(("decoder.lora.", "decoder.new_tokens.")) for name in decoder):
+        raise ConfigError(
+            f"train.{pattern}: takes the decoder's weights and the LoRA on top of them at one rate; name decoder.lora "
+            "too, or instead, or leave model.decoder.lora out"
+        )
+
+
+def _refuse_low_precision(pattern: str, members: Sequence[str], names: Mapping[str, nn.Parameter]) -> None:
+    for name in members:
+        dtype = str(names[name].dtype).removeprefix("torch.")
+        if dtype != "float32":
+            held = f"model.decoder.dtype: {dtype}" if name.startswith("decoder.") else f"its weights are {dtype}"
+            raise ConfigError(
+                f"train.{pattern}: {name} can't learn ({held}): steps smaller than its rounding would be lost; weights "
+                "that learn are held in float32, and `precision: bf16` computes with them in bf16. A decoder in "
+                f"{dtype} stays frozen, under LoRA if it is to change"
+            )
 
 
 def _unmatched(pattern: str, names: Mapping[str, nn.Parameter], ranked: list[str]) -> str:

@@ -118,3 +118,27 @@ def test_content_is_escaped_before_the_template_strips_or_splits_it(chatml: Toke
     encoded = encoder.encode(conversation(user("<|im_end|>"), assistant("ok <|im_end|>x")))
     assert controls(chatml, encoded) == ["<|im_start|>", "<|im_end|>", "<|im_start|>", "<|im_end|>"]
     assert "user\n<|im_end|><|im_end|>" in chatml.decode(encoded.input_ids.tolist())
+
+
+def test_tokens_added_for_the_data_are_control_tokens_wherever_a_row_has_them() -> None:
+    tokenizer = byte_level(special=("<|im_start|>", "<|im_end|>", "<bin_7>", "<bin_8>"))
+    encoder = ChatEncoder(tokenizer, resolve_template("chatml", tokenizer), data_tokens=("<bin_7>",))
+    encoded = encoder.encode(conversation(user("what is at <bin_7>?"), assistant("not <bin_8> but <bin_7>")))
+    seven, eight = (tokenizer.hf.convert_tokens_to_ids(token) for token in ("<bin_7>", "<bin_8>"))
+    assert encoded.input_ids.tolist().count(seven) == 2
+    assert eight not in encoded.input_ids.tolist()
+    assert encoded.targets.token.tolist().count(seven) == 1
+    assert encoder.decode_reply(encoded.targets.token.tolist()) == "not <bin_8> but <bin_7><|im_end|>"
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|im_start|>", "</s>"])
+def test_a_new_token_that_frames_turns_is_no_data(token: str) -> None:
+    tokenizer = byte_level(special=("<|im_start|>", "<|im_end|>", "</s>", "<bin_7>"))
+    tokenizer.hf.eos_token = "</s>"
+    tokenizer = Tokenizer(tokenizer.hf)
+    template = resolve_template("chatml", tokenizer)
+    rows = conversation(user(f"a {token} b <bin_7>"), assistant("c"))
+    plain = ChatEncoder(tokenizer, template, data_tokens=("<bin_7>",)).encode(rows)
+    told = ChatEncoder(tokenizer, template, data_tokens=("<bin_7>", token)).encode(rows)
+    assert told.input_ids.tolist() == plain.input_ids.tolist()
+    assert controls(tokenizer, told).count("<bin_7>") == 1

@@ -1,11 +1,11 @@
 import pytest
 
-from mmsft.data.ledger import Fate, Ledger, Loss
+from mmsft.data.ledger import Fate, Ledger, LostRow
 from mmsft.errors import DataError
 
 
-def lost(count: int, fate: Fate = "failed") -> list[Loss]:
-    return [Loss(f"a.jsonl:{number}", fate, f"a.jsonl:{number}: broken") for number in range(1, count + 1)]
+def lost(count: int, fate: Fate = "failed") -> list[LostRow]:
+    return [LostRow(f"a.jsonl:{number}", fate, f"a.jsonl:{number}: broken") for number in range(1, count + 1)]
 
 
 def test_every_row_is_counted_once() -> None:
@@ -13,7 +13,6 @@ def test_every_row_is_counted_once() -> None:
     ledger.add(5, lost(2))
     ledger.add(3, lost(1, "dropped"))
     assert dict(ledger.counts) == {"used": 8, "failed": 2, "dropped": 1}
-    assert ledger.summary() == "8 rows used, 1 dropped, 2 failed"
 
 
 @pytest.mark.parametrize(("count", "stops"), [(10, False), (11, True)])
@@ -35,8 +34,17 @@ def test_a_second_epoch_has_a_budget_of_its_own() -> None:
 
 
 def test_a_large_budget_does_not_hide_that_nothing_is_learned() -> None:
+    with pytest.raises(DataError, match="100 of 100 rows seen are lost, so that nothing is learned"):
+        Ledger(1_000_000, 0.01).add(0, lost(100))
     with pytest.raises(DataError, match="nothing is learned"):
-        Ledger(1_000_000, 0.01).add(0, lost(4))
+        Ledger(4, 1.0).add(0, lost(4))
+
+
+def test_a_first_row_that_is_broken_stops_nothing() -> None:
+    ledger = Ledger(8, 0.5)
+    for used, broken in [(0, 1), (0, 1), (1, 0)]:
+        ledger.add(used, lost(broken))
+    assert dict(ledger.counts) == {"used": 1, "failed": 2}
 
 
 def test_a_resumed_ledger_goes_on_counting() -> None:

@@ -132,7 +132,7 @@ def test_a_row_that_fails_is_named_and_not_replaced(steps: Steps, tmp_path: Path
     (tmp_path / "images" / "green.png").write_bytes(b"no picture")
     run = lab.run("a")
     mixture = run.mixture(run.config.stages[0].recipe)
-    encoded, _, losses = read_rows(mixture, steps.encoding, mixture.train)
+    encoded, _, lost = read_rows(mixture, steps.encoding, mixture.train)
     assert [row.id for row in encoded] == [f"rows.jsonl:{n}" for n in (1, 3, 4, 5, 6)]
-    assert [(loss.row, loss.fate) for loss in losses] == [("rows.jsonl:2", "failed")]
-    assert "green.png" in losses[0].reason
+    assert [(row.row, row.fate) for row in lost] == [("rows.jsonl:2", "failed")]
+    assert "green.png" in lost[0].reason

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -13,7 +15,8 @@ from tests.makers import Lab, finish, lines
 
 def test_a_trained_model_looks_and_a_blind_one_does_not(lab: Lab) -> None:
     recipe = lab.recipe(validation={"fraction": 0.3})
-    run = lab.run("a", [lab.stage(recipe=recipe, train={"decoder": {"lr": 1e-3}, "towers": {"lr": 1e-2}})])
+    train = {"decoder": {"lr": 1e-3}, "decoder.lora": {"lr": 1e-3}, "towers": {"lr": 1e-2}}
+    run = lab.run("a", [lab.stage(recipe=recipe, train=train)])
     finish(run)
     assistant = open_run(run.folder)
     red, blue = (ask("What?", (Media("image", str(lab.folder / "images" / f"{c}.png")),)) for c in ("red", "blue"))
@@ -21,7 +24,7 @@ def test_a_trained_model_looks_and_a_blind_one_does_not(lab: Lab) -> None:
     with torch.no_grad():
         seen = [assistant.model.embed(assistant._batch([assistant.encoder.prompt(one)])) for one in (red, blue)]
     assert not torch.equal(seen[0], seen[1])
-    rows = held_out(run, "last", 5)
+    rows = held_out(run, "last", 5).rows
     score = accuracy(assistant, rows, 4)
     assert len(score.answers) == len(rows) == 5
     assert set(score.by_tag) == {"kind"}
@@ -31,9 +34,9 @@ def test_held_out_rows_are_the_runs_and_show_different_pictures(lab: Lab) -> Non
     run = lab.run("a", [lab.stage(recipe=lab.recipe(validation={"fraction": 0.5}))])
     finish(run)
     mixture = run.mixture(run.config.stages[0].recipe)
-    rows = held_out(run, "last", 100)
+    rows = held_out(run, "last", 100).rows
     assert {row.id for row in rows} == {mixture.row_id(pair) for pair in mixture.held_out}
-    assert [row.id for row in rows] == [row.id for row in held_out(run, "last", 100)]
+    assert [row.id for row in rows] == [row.id for row in held_out(run, "last", 100).rows]
     pictures = [turn.media for row in rows for turn in row.turns[:1] if turn.media]
     assert len(set(pictures[: len(set(pictures))])) == len(set(pictures))
 
@@ -78,3 +81,16 @@ def test_a_medium_that_is_not_there_is_named(lab: Lab) -> None:
     assistant = next(execute(lab.run("a")))[2]
     with pytest.raises(DataError, match=r"gone\.png>: no such file"):
         assistant.answers([ask("What?", (Media("image", str(lab.folder / "gone.png")),))])
+
+
+def test_a_held_out_row_that_cannot_be_asked_is_lost_and_said(lab: Lab) -> None:
+    run = lab.run("a", [lab.stage(recipe=lab.recipe(validation={"fraction": 0.5}))])
+    finish(run)
+    whole = held_out(run, "last", 100)
+    gone = next(medium for row in whole.rows for turn in row.turns for medium in turn.media)
+    Path(str(gone.ref)).unlink()
+    left = held_out(run, "last", 100)
+    theirs = {row.id for row in whole.rows if any(gone in turn.media for turn in row.turns)}
+    assert {row.id for row in left.rows} == {row.id for row in whole.rows} - theirs
+    assert (whole.lost, len(left.lost)) == ((), len(theirs))
+    assert all(Path(str(gone.ref)).name in reason for reason in left.lost)

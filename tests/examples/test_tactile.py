@@ -67,7 +67,7 @@ def test_encoder_and_projector_learn_to_feel(
     for part in ("towers.tactile.encoder.", "towers.tactile.adapter."):
         assert all(not torch.equal(before[name], after[name]) for name in after if name.startswith(part))
 
-    questions = held_out(run, "last", 60)
+    questions = held_out(run, "last", 60).rows
     feels = score(assistant, questions)
     # Four fingers are equally likely, so that what doesn't feel is right in a quarter of the cases.
     assert feels > 0.8

@@ -196,3 +196,23 @@ def test_specs_are_picklable_for_data_workers(tmp_path: Path) -> None:
 
 def test_a_config_states_a_tower_by_its_kind() -> None:
     assert modality_spec({"kind": "clip", "name": "x", "layer": -1}).value == Clip("x", layer=-1)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "kwargs"),
+    [("vit_tiny_patch16_224", 32, {}), ("convnext_atto", 64, {}), ("vit_base_patch16_siglip_224", 32, {"depth": 1})],
+)
+def test_a_timm_tower_holds_nothing_that_its_features_do_not_depend_on(
+    monkeypatch: pytest.MonkeyPatch, name: str, size: int, kwargs: dict[str, Any]
+) -> None:
+    create = timm.create_model
+
+    def random(name: str, pretrained: bool, num_classes: int) -> Any:
+        return create(name, num_classes=num_classes, **kwargs)
+
+    monkeypatch.setattr(timm, "create_model", random)
+    encoder: Any = Timm(name, size=size).encoder()
+    pixels = torch.randn(1, 3, size, size)
+    encoder({"pixels": pixels}).values.sum().backward()
+    assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
+    assert not any("attn_pool" in name or "head" in name for name, _ in encoder.named_parameters())

@@ -164,4 +164,22 @@ def test_a_decoder_that_scales_its_logits_is_refused_beside_a_tower(tmp_path: Pa
     decoder = DecoderConfig(name=str(decoder_folder(tmp_path / "granite", granite())))
     model, tokenizer = built(settings.model_copy(update={"decoder": decoder}))
     with pytest.raises(ConfigError, match="GraniteForCausalLM scales, caps or shifts its logits"):
+        export_hf(model, tokenizer, TEMPLATE, [batch_of(mixed_rows())], tmp_path / "out")
+
+
+def test_without_a_row_nothing_is_exported(tmp_path: Path) -> None:
+    model, tokenizer = built(config(tmp_path, tied=True, tower=False))
+    with pytest.raises(CheckpointError, match="no row to compare on"):
         export_hf(model, tokenizer, TEMPLATE, [], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("tower", [True, False])
+def test_transformers_stops_where_our_template_ends_a_reply(tmp_path: Path, tower: bool) -> None:
+    model, tokenizer = built(config(tmp_path, tied=True, tower=tower))
+    before = model.decoder.generation_config
+    rows = mixed_rows() if tower else [Row([1, 5, 6, 2])]
+    export_hf(model, tokenizer, TEMPLATE, [batch_of(rows)], tmp_path / "out", stop_ids=(9, 2))
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text())["eos_token_id"] == [2, 9]
+    assert model.decoder.generation_config is before
+    assert before is None or before.eos_token_id != [2, 9]

@@ -1,6 +1,7 @@
-"""Two processes learn what one does."""
+"""Two processes learn what one does, and end as one."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,8 +17,8 @@ from tests.makers import Lab, finish, lines, losses, tensors_of, write_rows
 ROOT = Path(__file__).parents[2]
 
 
-def launch(config: Path, ranks: int = 2) -> list[subprocess.CompletedProcess[str]]:
-    """Trains in several processes over gloo, as torchrun starts them."""
+def launch(*arguments: object, ranks: int = 2) -> list[subprocess.CompletedProcess[str]]:
+    """Runs Python in several processes over gloo, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -32,7 +33,7 @@ def launch(config: Path, ranks: int = 2) -> list[subprocess.CompletedProcess[str
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "mmsft", "train", str(config)],
+            [sys.executable, *map(str, arguments)],
             env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             cwd=ROOT,
             stdout=subprocess.PIPE,
@@ -67,7 +68,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     one = lab.run("one", stages(lab))
     finish(one)
     two = lab.write(lab.config("two", stages(lab)))
-    for done in launch(two):
+    for done in launch("-m", "mmsft", "train", two):
         assert done.returncode == 0, done.stderr
     folder = load_run(two).folder
     for (*step, loss), (*other, other_loss) in zip(losses(one.folder), losses(folder), strict=True):
@@ -94,7 +95,76 @@ def test_an_error_of_one_row_too_many_ends_all_processes(tmp_path: Path) -> None
     lab = Lab.make(tmp_path, rows=8)
     write_rows(tmp_path / "rows.jsonl", [*lab.rows(7), {"conversations": "none"}])
     config = lab.write(lab.config("two", [lab.stage(duration="2 epochs")]))
-    for done in launch(config):
+    for done in launch("-m", "mmsft", "train", config):
         assert done.returncode == 2, done.stderr
         assert "rows seen are lost" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+FULL_DISK = """
+import os, resource, signal, sys
+from mmsft.errors import MmsftError
+from mmsft.run import execute, load_run
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    for _, step, _ in execute(load_run(sys.argv[1])):
+        if step.number == 3 and os.environ["RANK"] == "0":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+except MmsftError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+@pytest.mark.parametrize(("size", "place"), [(3500, "00-align-0000006"), (900, r"log\.jsonl")])
+def test_a_full_disk_of_the_main_process_ends_all_processes(tmp_path: Path, size: int, place: str) -> None:
+    lab = Lab.make(tmp_path, rows=8)
+    config = lab.write(lab.config("two", [lab.stage(duration="9 steps")], save={"every": "6 steps"}))
+    for done in launch("-c", FULL_DISK, config, size):
+        assert done.returncode == 1, done.stderr
+        assert re.search(rf"^CheckpointError: .*{place}.*File too large", done.stderr, re.MULTILINE), done.stderr
+
+
+MEETINGS = """
+import os
+from mmsft.errors import DataError, MmsftError
+from mmsft.parallel import Ranks
+
+ranks = Ranks("fp32")
+
+def told(body):
+    try:
+        body()
+    except MmsftError as error:
+        print(f"{type(error).__name__}: {error}")
+    except ZeroDivisionError:
+        print("mine")
+
+def first(failing):
+    with ranks.main_first():
+        print("enters")
+        if ranks.rank == failing:
+            raise DataError(f"{failing} fails")
+
+def together():
+    with ranks.together():
+        1 / ranks.rank
+
+def deferred():
+    with ranks.deferred():
+        if not ranks.main:
+            raise DataError("later")
+    print("goes on", ranks.failing)
+    with ranks.together():
+        pass
+
+for body in (lambda: first(0), lambda: first(1), together, deferred):
+    told(body)
+"""
+
+
+def test_an_error_of_one_process_is_raised_in_all() -> None:
+    main, other = (done.stdout.splitlines() for done in launch("-c", MEETINGS))
+    later = "DataError: later"
+    assert main == ["enters", "DataError: 0 fails", "enters", "DataError: 1 fails", "mine", "goes on False", later]
+    theirs = "MmsftError: process 0: ZeroDivisionError: division by zero"
+    assert other == ["DataError: 0 fails", "enters", "DataError: 1 fails", theirs, "goes on True", later]

@@ -1,9 +1,9 @@
 import json
+import math
 import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,13 +12,8 @@ import torch
 from mmsft.errors import CheckpointError, ConfigError, DataError, Diverged
 from mmsft.model.names import named_parameters
 from mmsft.run import execute, load_run, open_run
-from mmsft.train import checkpoint as ckpt
-from mmsft.train.checkpoint import State
-from tests.makers import Lab, finish, lines, losses, picture, row, tensors_of, weights, write_rows
-
-
-def saved(folder: Path) -> list[State]:
-    return [found.state for found in ckpt.complete(folder / "checkpoints")]
+from mmsft.run.summary import summary
+from tests.makers import Lab, finish, lines, losses, picture, row, saved, tensors_of, weights, write_rows
 
 
 def test_every_row_ends_in_the_ledger_with_its_reason(lab: Lab) -> None:
@@ -237,8 +232,9 @@ def test_bf16_computes_under_autocast_and_keeps_weights_in_fp32(lab: Lab) -> Non
 
 
 def test_activation_checkpointing_changes_nothing(lab: Lab) -> None:
-    plain = lab.run("plain", [lab.stage(train={"decoder": {"lr": 1e-3}})])
-    checkpointed = lab.run("saving", [lab.stage(train={"decoder": {"lr": 1e-3}}, activation_checkpointing=True)])
+    train = {"decoder.lora": {"lr": 1e-3}, "decoder": {"lr": 1e-3}}
+    plain = lab.run("plain", [lab.stage(train=train)])
+    checkpointed = lab.run("saving", [lab.stage(train=train, activation_checkpointing=True)])
     finish(plain)
     *_, (_, _, assistant) = execute(checkpointed)
     assert assistant.model.decoder.is_gradient_checkpointing
@@ -262,7 +258,8 @@ def test_stages_on_one_recipe_see_it_in_different_orders(lab: Lab) -> None:
 
 
 def test_describe_tells_what_learns_and_leaves_the_model_as_it_was(lab: Lab) -> None:
-    run = lab.run("a", [lab.stage(), lab.stage("two", train={"decoder": {"lr": 1e-5}, "towers": {"lr": 1e-3}})])
+    stages = [lab.stage(), lab.stage("two", train={"decoder": {"lr": 1e-5}, "towers": {"lr": 1e-3}})]
+    run = lab.run("a", stages, model=lab.model(lora=None))
     model = run.model()
     names = named_parameters(model)
     before = {name: parameter.requires_grad for name, parameter in names.items()}
@@ -331,3 +328,33 @@ def test_the_log_is_json_and_tells_what_a_step_was(lab: Lab) -> None:
         assert entry["loss"] == pytest.approx(entry["loss_by_source"]["rows"])
         numbers = {"stage", "step", "loss", "grad_norm", "targets", "tokens", "seconds"}
         assert set(entry) == numbers | {"name", "loss_by_source", "lr", "order"}
+
+
+def test_a_held_out_loss_of_nothing_is_no_number_and_not_the_best(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmsft.run.stages.held_out_loss", lambda *args: math.nan)
+    stage = lab.stage(recipe=lab.recipe(validation={"fraction": 0.3}), evaluate={"every": "2 steps"})
+    run = lab.run("a", [stage], loggers=["tensorboard"])
+    finish(run)
+    held_out = [line["held_out_loss"] for line in lines(run.folder / "log.jsonl") if "held_out_loss" in line]
+    assert held_out == [None, None, None]
+    assert (saved(run.folder)[-1].best, saved(run.folder)[-1].stale) == (None, 2)
+    assert "held-out" not in summary(run)
+
+
+def test_a_stage_that_learned_nothing_has_a_summary(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mmsft.train.loop.Step.learned_nothing", True)
+    run = lab.run("a")
+    finish(run)
+    assert losses(run.folder) == [(0, step, None) for step in (1, 2, 3, 4)]
+    assert summary(run) == "align: 4 steps; rows 16 used, 0 dropped, 0 failed; nothing was learned"
+
+
+@pytest.mark.parametrize(("dtype", "precision"), [("bfloat16", "bf16"), ("float16", "fp32")])
+def test_what_is_fresh_learns_in_fp32_beside_a_decoder_in_low_precision(lab: Lab, dtype: str, precision: str) -> None:
+    train = {"towers.image.adapter": {"lr": 1e-2}, "decoder.lora": {"lr": 1e-2}}
+    run = lab.run("a", [lab.stage(train=train)], model=lab.model(dtype=dtype), precision=precision)
+    finish(run)
+    assert {str(tensor.dtype) for tensor in tensors_of(run.folder).values()} == {"torch.float32"}
+    learns = lab.run("b", [lab.stage(train={"decoder.model": {"lr": 1e-2}})], model=lab.model(dtype=dtype))
+    with pytest.raises(ConfigError, match=rf"model\.decoder\.dtype: {dtype}"):
+        finish(learns)

@@ -48,3 +48,9 @@ def test_media_go_with_the_next_question_only() -> None:
     talk = dialogue()
     talk.talk(["/image b.png", "One?", "/new", "Two?", "/imagine"], shown.append, [Media("image", "a.png")])
     assert shown == ["u2", "u0", "u0 a0 u0"]
+
+
+def test_a_medium_without_a_tower_is_an_error_and_no_question() -> None:
+    shown: list[str] = []
+    dialogue().talk(["/audio a.wav", "/etc/hosts is what?"], shown.append)
+    assert shown == ["error: /audio: no such command; media of this model: /image FILE; or /new", "u0"]

@@ -1,5 +1,7 @@
 import errno
 import json
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -174,3 +176,16 @@ def test_weights_that_are_not_finite_are_never_saved(saved: Saved) -> None:
     with pytest.raises(Diverged, match=f"step 2: {name} isn't finite"):
         saved.save(2)
     assert [found.path for found in ckpt.complete(saved.folder)] == [good]
+
+
+def test_a_checkpoint_that_is_pruned_while_it_is_read_is_none(saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = saved.save(1), saved.save(2)
+    read = ckpt._check_sizes
+
+    def prune_first(path: Path, sizes: Mapping[str, int]) -> None:
+        if path == old:
+            shutil.rmtree(old)
+        read(path, sizes)
+
+    monkeypatch.setattr(ckpt, "_check_sizes", prune_first)
+    assert [found.path for found in ckpt.complete(saved.folder)] == [new]

@@ -1,6 +1,7 @@
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_a_step_in_which_nothing_can_be_learned_moves_nothing(bench: Bench) -> N
     steps = bench.steps(ALL)
     (bench.lab.folder / "rows.jsonl").write_text("broken")
     empty = steps[0]
-    assert (empty.used, len(empty.losses), empty.micro[0].ids) == (0, 8, ("(no row)",))
+    assert (empty.used, len(empty.lost), empty.micro[0].ids) == (0, 8, ("(no row)",))
     before = {name: p.detach().clone() for name, p in named_parameters(bench.model).items()}
     [step] = train(bench.trainer(), [empty], 1)
     assert step.learned_nothing
@@ -143,3 +144,21 @@ def test_dropout_follows_from_seed_and_step(bench: Bench) -> None:
         object.__setattr__(trainer, "objective", draw)
         list(train(trainer, [bench.steps(ALL)[number] for number in range(first, 2)], 2))
     assert drawn[0] != drawn[1] == drawn[2]
+
+
+def test_seconds_are_those_of_a_step_and_not_of_what_is_done_between(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr("mmsft.train.loop.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+
+    def data() -> Iterator[StepData]:
+        for number in (0, 1):
+            clock[0] += 1
+            yield bench.steps(ALL)[number]
+
+    seconds = []
+    for step in train(bench.trainer(rate=1e-9), data(), 2):
+        seconds.append(step.seconds)
+        clock[0] += 100
+    assert seconds == [1, 1]

@@ -1,5 +1,6 @@
 """Puts a row's files where its tags stand: the n-th ``<image>`` of the row is its n-th image."""
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -91,10 +92,10 @@ def read_media(modality: str, value: Any, where: str, options: Mapping[str, Any]
         options: an object that may say which part of the file is meant: ``start``, ``end``, ``fps``.
 
     Raises:
-        DataError: it is no such thing.
+        DataError: it is no such thing, or an option is no number.
     """
     if isinstance(value, str | bytes) and value:
-        return Media(modality, value, _options(options or {}))
+        return Media(modality, value, _options(options or {}, where))
     if not isinstance(value, Mapping):
         raise DataError(f"{where}: expected a path, bytes, or an object with one of them, got {show(value)}")
     ref = value.get("bytes") or find(value, ("path", "url"), where)
@@ -104,11 +105,15 @@ def read_media(modality: str, value: Any, where: str, options: Mapping[str, Any]
     if not isinstance(ref, str | bytes) or not ref:
         have = ", ".join(map(str, value)) or "none"
         raise DataError(f"{where}: none of {', '.join(REFERENCES)} is filled; keys here: {have}")
-    return Media(modality, ref, _options({**(options or {}), **value}))
+    return Media(modality, ref, _options({**(options or {}), **value}, where))
 
 
-def _options(value: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    return tuple((name, value[name]) for name in sorted(_OPTIONS) if value.get(name) is not None)
+def _options(value: Mapping[str, Any], where: str) -> tuple[tuple[str, float], ...]:
+    options = tuple((name, value[name]) for name in sorted(_OPTIONS) if value.get(name) is not None)
+    for name, number in options:
+        if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
+            raise DataError(f"{where}: {name!r} must be a finite number, got {show(number)}; mend it or leave it out")
+    return options
 
 
 def _files(record: Record, row: str) -> dict[str, list[Media]]:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmsft.data.formats import FORMATS, format_named
+from mmsft.data.formats.media_tags import read_media
 from mmsft.data.formats.turns import SPEAKERS
 from mmsft.errors import ConfigError, DataError
 from mmsft.types import Conversation, Record, Turn
@@ -137,3 +138,9 @@ def test_a_row_as_parquet_fills_it_up_with_nulls_reads_like_the_row_itself() -> 
         "system": None,
     }
     assert said(FORMATS["messages"](full, "r:1")) == [("user", [("image", b"x"), "Q"]), ("assistant", ["A"])]
+
+
+@pytest.mark.parametrize("value", [[1, 2], {"s": 1}, "1", True, float("nan")])
+def test_a_part_of_a_medium_is_named_by_numbers(value: object) -> None:
+    with pytest.raises(DataError, match=r"^here: 'start' must be a finite number"):
+        read_media("video", {"path": "v.mp4", "start": value}, "here")
