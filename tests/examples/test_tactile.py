@@ -56,7 +56,7 @@ def test_encoder_and_projector_learn_to_feel(
     desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # A random decoder can't write the answers yet, so it learns too.
-    learns = {"towers.tactile": {"lr": 1e-2}, "decoder": {"lr": 1e-2}}
+    learns = {"towers.tactile": {"lr": 1e-2}, "decoder": {"lr": 1e-2}, "decoder.lora": {"lr": 1e-2}}
     exec(compile(text_of_the_page("record.py"), "record.py", "exec"), {})
     run = mmsft.load_run(config_of_the_page(train=learns))
     before = {name: value.detach().clone() for name, value in named_parameters(run.model()).items()}
