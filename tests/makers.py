@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 from PIL import Image
@@ -13,6 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
+from mmsft.assets import asset_path
+from mmsft.errors import ConfigError
 from mmsft.run import Run, execute, load_run
 from mmsft.train.checkpoint import State, complete
 from mmsft.train.loop import Step
@@ -145,3 +148,12 @@ def weights(folder: Path) -> dict[str, bytes]:
 def tensors_of(folder: Path) -> dict[str, Tensor]:
     """Returns the last checkpoint's weights."""
     return load_file(sorted((folder / "checkpoints").glob("*-*"))[-1] / "weights.safetensors")
+
+
+def needs_assets(*names: str) -> None:
+    """Skips the test, with the command to run, where an asset isn't fetched; nothing else is a reason to skip."""
+    for name in names:
+        try:
+            asset_path(name)
+        except ConfigError as error:
+            pytest.skip(str(error))

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mmsft import assets
-from mmsft.errors import ConfigError
 from scripts import demo
+from tests.makers import needs_assets
 
 ROOT = Path(__file__).parents[1]
 KEYS = {
@@ -30,11 +29,7 @@ KEYS = {
 def test_the_demo_trains_scores_answers_and_says_what_to_do_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    try:
-        for name in ("smollm2-135m-instruct", "efficientnet-lite0", "easy-vqa"):
-            assets.asset_path(name)
-    except ConfigError as error:
-        pytest.skip(str(error))
+    needs_assets("smollm2-135m-instruct", "efficientnet-lite0", "easy-vqa")
     out = tmp_path / "demo"
     short = [
         f"stages.{stage}.{what}" for stage in ("align", "instruct") for what in ("duration=1 step", "batch=4 examples")
