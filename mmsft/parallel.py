@@ -1,6 +1,8 @@
 """Processes and devices, by accelerate: the only module that may speak to torch.distributed."""
 
+import atexit
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -25,6 +27,15 @@ _SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 def is_main() -> bool:
     """Tells whether this process, one of those of the last `Ranks`, is the one that writes and prints."""
     return bool(PartialState().is_main_process)
+
+
+def _leave() -> None:
+    """Takes the process group down at exit."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    # A thread of gloo's may yet have to release the tensors of the last exchange, for which it needs the interpreter;
+    # where that is gone by then, the process aborts in place of its exit code. Nothing lets us wait for that thread.
+    time.sleep(0.2)
 
 
 def refuse_sharding() -> None:
@@ -91,6 +102,9 @@ class Ranks:
                 f"WORLD_SIZE: {started} processes were started, and each of them believes itself alone; without a GPU "
                 "set ACCELERATE_USE_CPU=true, or unset WORLD_SIZE if this is one process"
             )
+        if self.count > 1:
+            atexit.unregister(_leave)
+            atexit.register(_leave)
         self._precision = precision
         self._deferred: Exception | None = None
 
@@ -230,15 +244,28 @@ class Ranks:
 
     @contextmanager
     def trackers(self, name: str) -> Iterator[None]:
-        """Keeps the loggers open for a while, under the run's name."""
+        """Keeps the loggers open for a while, under the run's name.
+
+        Raises:
+            ConfigError: one can't be opened.
+        """
         with self.together():
-            self._accelerator.init_trackers(name)
+            self._open_trackers(name)
         try:
             yield
         finally:
             # Not `end_training`: it takes the process group down, and a run may still be scored.
             for tracker in self._accelerator.trackers:
                 tracker.finish()
+
+    def _open_trackers(self, name: str) -> None:
+        # W&B would write into the working directory.
+        options = {"wandb": {"dir": self._accelerator.project_dir}}
+        try:
+            self._accelerator.init_trackers(name, init_kwargs=options)
+        except Exception as error:  # each logger's package has its own: no key, no server, a name that it refuses
+            names, reason = ", ".join(str(kind) for kind in self._accelerator.log_with), str(error).rstrip(".")
+            raise ConfigError(f"loggers: {names}: {reason}; mend that, or leave the logger out") from error
 
     def track(self, values: dict[str, float], step: int) -> None:
         """Sends values to the loggers."""

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
@@ -14,7 +15,7 @@ from mmsft.model.export import plain_decoder
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.names import named_parameters
 from mmsft.model.new_tokens import add_new_tokens
-from mmsft.model.tuning.lora import add_lora, targets
+from mmsft.model.tuning.lora import add_lora, skip_idle_lora, targets
 from tests.model.tiny import Row, batch_of, decoder_folder, llama, llava_like, mixed_rows
 
 
@@ -87,6 +88,36 @@ def test_lora_is_held_in_fp32_beside_bf16_weights() -> None:
     kinds = {parameter.dtype for name, parameter in decoder.named_parameters() if "lora_" in name}
     assert kinds == {torch.float32}
     assert decoder(input_ids=torch.tensor([[1, 2]])).logits.dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_lora_that_neither_learns_nor_adds_anything_is_not_computed() -> None:
+    ids = torch.tensor([[1, 5, 6, 7]])
+    decoder = llama()
+    plain = decoder(input_ids=ids).logits
+    add_lora(decoder, LoraConfig(r=2))
+    layers = [module for module in decoder.modules() if isinstance(module, LoraLayer)]
+    calls: list[object] = []
+    for layer in layers:
+        layer.lora_A["default"].register_forward_hook(lambda *_: calls.append(1))
+    own = [parameter for name, parameter in decoder.named_parameters() if "lora_" in name]
+
+    def computed() -> int:
+        calls.clear()
+        skip_idle_lora(decoder)
+        decoder(input_ids=ids)
+        return len(calls)
+
+    assert computed() == len(layers)  # it learns
+    decoder.requires_grad_(False)
+    assert computed() == 0
+    torch.testing.assert_close(decoder(input_ids=ids).logits, plain, atol=0, rtol=0)
+    own[0].requires_grad_(True)
+    assert computed() == 1
+    assert [parameter.requires_grad for parameter in own] == [True] + [False] * (len(own) - 1)
+    own[0].requires_grad_(False)
+    stir(decoder, "layers.1.mlp.up_proj.lora_B")
+    assert computed() == 1  # it adds something
 
 
 def build(folder: Path, decoder: PreTrainedModel, **options: Any) -> MultimodalModel:

@@ -42,6 +42,25 @@ def add_lora(decoder: PreTrainedModel, config: LoraConfig) -> None:
             parameter.data = parameter.data.float()
 
 
+@torch.no_grad()
+def skip_idle_lora(decoder: PreTrainedModel) -> None:
+    """Leaves the matrices out of the computation where they neither learn nor add anything: frozen, with a B of zero.
+
+    The result is the same, bit for bit. For DoRA, which rescales by a quotient that rounds, it would not be: it stays.
+    """
+    for layer in decoder.modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        own = [parameter for name, parameter in layer.named_parameters() if "lora_" in name]
+        learns = [parameter.requires_grad for parameter in own]
+        added = [matrix.weight for matrix in layer.lora_B.values()]
+        idle = not any(learns) and not layer.lora_magnitude_vector and not any(bool(B.any()) for B in added)
+        # peft's switch also decides what learns, which is not its to say.
+        layer.enable_adapters(not idle)
+        for parameter, learning in zip(own, learns, strict=True):
+            parameter.requires_grad_(learning)
+
+
 def targets(decoder: PreTrainedModel, patterns: tuple[str, ...]) -> list[str]:
     """Returns the full names of the linear layers that the patterns name, in the model's order.
 
@@ -77,6 +96,6 @@ def _matches(name: str, pattern: str) -> bool:
 def merged_weight(layer: LoraLayer) -> Tensor:
     """Returns the weight of a layer with its LoRA added, as the layer stores it; the layer stays as it is."""
     whole = copy.deepcopy(layer)
-    whole.merge(safe_merge=True)
-    weight = cast(Tensor, whole.get_base_layer().weight)
-    return weight.detach()
+    base = cast(nn.Linear, whole.get_base_layer())
+    whole.merge(safe_merge=not base.weight.is_meta)  # which looks at values
+    return base.weight.detach()
