@@ -15,7 +15,7 @@ class NewTokenEmbedding(nn.Module):
         super().__init__()
         self.base_layer = base
         self.first = first
-        self.new_input = nn.Parameter(base.weight.detach()[first : first + count].clone())
+        self.new_input = nn.Parameter(base.weight.detach()[first : first + count].to(torch.float32, copy=True))
 
     @property
     def weight(self) -> Tensor:
@@ -42,6 +42,11 @@ class NewTokenHead(nn.Module):
         self.base_layer = base
         self.first = first
         self.new_output = rows
+
+    @property
+    def in_features(self) -> int:
+        """Size of a hidden state."""
+        return self.base_layer.in_features
 
     @property
     def out_features(self) -> int:
@@ -83,7 +88,11 @@ def add_new_tokens(decoder: PreTrainedModel, first: int, count: int) -> None:
     head: Any = decoder.get_output_embeddings()
     tied = head.weight is embedding.weight
     apart = NewTokenEmbedding(embedding, first, count)
-    rows = apart.new_input if tied else nn.Parameter(head.weight.detach()[first : first + count].clone())
+    rows = (
+        apart.new_input
+        if tied
+        else nn.Parameter(head.weight.detach()[first : first + count].to(torch.float32, copy=True))
+    )
     decoder.set_input_embeddings(apart)
     decoder.set_output_embeddings(NewTokenHead(head, first, rows))
 

@@ -155,14 +155,15 @@ def train(trainer: Trainer, data: Iterable[StepData], steps: int) -> Iterator[St
         lr = set_rate(trainer.optimizer, trainer.factor(item.number))
         torch.manual_seed(_seed(trainer.seed, item.number, trainer.ranks.rank))
         trainer.model.train()
-        sums = _backward(trainer, item)
+        weighed, sums = _backward(trainer, item)
         norm = torch.nn.utils.clip_grad_norm_(parameters, trainer.clip or math.inf)
         fetch = trainer.ranks.fetch(torch.cat([norm.detach().reshape(1).to(sums.dtype), sums]))
         step = Step(item.number + 1, steps, lr, item, fetch)
         # On a GPU the check of a step waits until the next one is under way, so that the device never idles.
         if trainer.ranks.device.type == "cpu":
             check_finite(step)
-        trainer.optimizer.step()
+        if weighed():
+            trainer.optimizer.step()
         trainer.optimizer.zero_grad(set_to_none=True)
         if waiting is not None:
             check_finite(waiting)
@@ -174,13 +175,20 @@ def train(trainer: Trainer, data: Iterable[StepData], steps: int) -> Iterator[St
         check_finite(waiting)
 
 
-def _backward(trainer: Trainer, item: StepData) -> Tensor:
-    """Accumulates the global step's gradient; returns `Totals` from `weight` on, then sum and count per source."""
+def _backward(trainer: Trainer, item: StepData) -> tuple[Callable[[], bool], Tensor]:
+    """Accumulates the global step's gradient.
+
+    Returns:
+        Whether anything was learned: if not, Adam would still move the weights by the momentum of steps before. Asking
+        waits for the device to reach this step, not for its end. And `Totals` from `weight` on, then sum and count per
+        source.
+    """
     ranks = trainer.ranks
     shares = (item.weight, item.used, len(item.lost), item.targets, item.tokens, ranks.failing)
     # Filled in on the device: a copy from ordinary memory would wait for the step before.
     filled = [torch.full((), float(share), dtype=ranks.wide, device=ranks.device) for share in shares]
     counts = ranks.total(torch.stack(filled))
+    known = ranks.fetch(counts)
     # The processes' gradients are averaged, so each contributes its sum times their number; a step in which nothing
     # can be learned leaves zero gradients rather than 0 ÷ 0.
     scale = torch.where(counts[0] > 0, ranks.count / counts[0], 0.0).float()
@@ -192,7 +200,7 @@ def _backward(trainer: Trainer, item: StepData) -> Tensor:
                 loss = trainer.objective(trainer.model, batch, trainer.sources)
             (loss.sum * scale).backward()
         sums += torch.cat([torch.stack([loss.sum.detach(), loss.count]), loss.by_source.reshape(-1)])
-    return torch.cat([counts, ranks.total(sums)])
+    return lambda: known()[0] > 0, torch.cat([counts, ranks.total(sums)])
 
 
 def _seed(seed: int, step: int, rank: int) -> int:
@@ -212,6 +220,6 @@ def check_finite(step: Step) -> None:
     raise Diverged(
         f"step {step.number}: loss {step.loss}, gradient norm {step.grad_norm} (learning rates {step.lr}); "
         f"its rows were {named}\n"
-        "the last checkpoint is from before: start another run from it (`init_from`, another `out`) with a lower "
-        "learning rate or `clip`, or look at these rows with `mmsft data show`"
+        "nothing of this step is saved: start another run (another `out`; from this one's last checkpoint, if it has "
+        "one, with `init_from`) with a lower learning rate or `clip`, or look at these rows with `mmsft data show`"
     )
