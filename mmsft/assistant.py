@@ -9,7 +9,7 @@ from mmsft.data.collate import collate
 from mmsft.data.media import locate
 from mmsft.data.media_reader import MediaReader
 from mmsft.data.tree import threads
-from mmsft.errors import DataError
+from mmsft.errors import ConfigError, DataError
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.generation import generate as generate_ids
 from mmsft.parallel import Ranks
@@ -55,8 +55,11 @@ class Assistant:
             batch: how many conversations go through the model together.
 
         Raises:
-            DataError: a medium can't be read, or the model has no tower for it.
+            DataError: a medium can't be read, the model has no tower for it, or a text isn't Unicode.
+            ConfigError: an argument is out of its bounds.
         """
+        if batch < 1:
+            raise ConfigError(f"batch: {batch} conversations at a time; write 1 or more")
         encoded = [self.encoder.prompt(located(conversation)) for conversation in conversations]
         # Prompts of like length go together, so that little is padded.
         order = sorted(range(len(encoded)), key=lambda index: len(encoded[index]))
@@ -77,6 +80,19 @@ class Assistant:
                 answers[index] = self.encoder.decode_reply(reply)
         return answers
 
+    def read(self, media: Media) -> Media:
+        """Reads a medium, so that what is wrong with it is said before there is a question about it.
+
+        Returns:
+            The medium, its path made absolute.
+
+        Raises:
+            DataError: it can't be read, or the model has no tower for it.
+        """
+        placed = _placed(media, str(media))
+        self.reader.load(placed)
+        return placed
+
     def _batch(self, prompts: Sequence[Encoded]) -> Batch:
         chains = [chain for prompt in prompts for chain in threads(prompt)]
         loaded = {placed.media: self.reader.load(placed.media) for chain in chains for placed in chain.media}
@@ -89,26 +105,53 @@ def generate(assistant: Assistant, conversation: Conversation, **options: int | 
     return assistant.answers([conversation], **options)[0]  # type: ignore[arg-type]
 
 
-def ask(question: str, media: Sequence[Media] = ()) -> Conversation:
-    """Returns a conversation of one question about some media."""
-    return Conversation("question", (Turn("user", (*media, Text(question))),))
+def ask(question: str, media: Sequence[Media] = (), after: Sequence[Turn] = ()) -> Conversation:
+    """Returns a conversation that ends with a question about some media.
+
+    Args:
+        question: its text.
+        media: stand before the text.
+        after: what was said before.
+
+    Raises:
+        DataError: nothing is asked.
+    """
+    if not question.strip() and not media:
+        raise DataError(f"question: {question!r} asks nothing; write a question, or attach a medium")
+    return Conversation("question", (*after, Turn("user", (*media, Text(question)))))
 
 
 def located(conversation: Conversation) -> Conversation:
     """Returns the conversation with its media's paths made absolute, relative to the working directory.
 
     Raises:
-        DataError: there is no such file, or it isn't one.
+        DataError: there is no such file, or it isn't one; or a text isn't Unicode.
     """
 
     def place(part: Part) -> Part:
-        if not isinstance(part, Media):
-            return part
-        found = locate(part.ref, f"{conversation.id}: {part}")
-        return replace(part, ref=found if isinstance(found, bytes) else str(found))
+        if isinstance(part, Media):
+            return _placed(part, f"{conversation.id}: {part}")
+        _refuse_halves(part.text, conversation.id)
+        return part
 
     turns = tuple(replace(turn, parts=tuple(place(part) for part in turn.parts)) for turn in conversation.turns)
     return replace(conversation, turns=turns)
+
+
+def _placed(media: Media, where: str) -> Media:
+    found = locate(media.ref, where)
+    return replace(media, ref=found if isinstance(found, bytes) else str(found))
+
+
+def _refuse_halves(text: str, where: str) -> None:
+    # Python reads bytes of a command line that aren't UTF-8 as halves of surrogate pairs, which no tokenizer takes.
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: character {error.start} is {text[error.start]!r}, half of a surrogate pair; write the text in "
+            "UTF-8, or replace it"
+        ) from None
 
 
 def swap_media(conversations: Sequence[Conversation], seed: int) -> list[Conversation]:

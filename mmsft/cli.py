@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,10 @@ app = typer.Typer(
     help="Instruction-tune a language model on text, images, or a modality of your own.",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode=None,  # rich would take a third of the time that --help has
+    context_settings={"max_content_width": 120},
     pretty_exceptions_enable=False,
+    epilog="An error is a message and an exit code; with --debug, its traceback too.",
 )
 data_app = typer.Typer(help="Look at data.", no_args_is_help=True)
 assets_app = typer.Typer(help="Real weights and data that install as packages.", no_args_is_help=True)
@@ -32,6 +36,7 @@ Overrides = Annotated[
 RunFolder = Annotated[Path, typer.Argument(help="A folder that `mmsft train` made.", show_default=False)]
 Which = Annotated[str, typer.Option("--checkpoint", help="last, best, or a checkpoint's name.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+NewTokens = Annotated[int, typer.Option("--max-new-tokens", min=1, help="Longest answer.")]
 Images = Annotated[list[Path] | None, typer.Option("--image", help="A picture; may be given several times.")]
 MediaFiles = Annotated[
     list[str] | None, typer.Option("--media", help="MODALITY=FILE for any tower; may be given several times.")
@@ -40,7 +45,7 @@ MediaFiles = Annotated[
 
 @app.command()
 def train(config: Config, overrides: Overrides = None) -> None:
-    """Train the stages of a config; go on from the last checkpoint if the run folder has one."""
+    """Train the stages of a config. It goes on from the last checkpoint if the run folder has one."""
     from mmsft.progress import show
     from mmsft.run import execute, load_run
 
@@ -54,7 +59,7 @@ def train(config: Config, overrides: Overrides = None) -> None:
 
 @app.command()
 def check(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Find what is wrong with a config, its data and its model, without training."""
+    """Find what is wrong before training. Reads the config and the data, and builds the model."""
     from mmsft.run import load_run
     from mmsft.run.check import check as run_check
 
@@ -72,37 +77,43 @@ def chat(
     media: MediaFiles = None,
     system: Annotated[str | None, typer.Option(help="A system message.")] = None,
     checkpoint: Which = "last",
-    max_new_tokens: int = 256,
-    temperature: float = 0.0,
-    seed: Annotated[int | None, typer.Option(help="Of the draws, with a temperature.")] = None,
+    max_new_tokens: NewTokens = 256,
+    temperature: Annotated[float, typer.Option(min=0, help="0 takes the likeliest token, more draws.")] = 0.0,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the draws, with a temperature.")] = None,
 ) -> None:
-    """Ask one question, or talk, with pictures or other media."""
+    """Ask a question, or talk. With pictures or other media."""
     from mmsft.run import open_run
     from mmsft.serve.chat import Dialogue
 
+    attached = _media(image, media)
     dialogue = Dialogue(
         open_run(run, checkpoint), system, max_new_tokens=max_new_tokens, temperature=temperature, seed=seed
     )
-    attached = _media(image, media)
+    for medium in attached:
+        dialogue.attach(medium)
     if question is not None:
-        _print(dialogue.say(question, attached))
+        _print(dialogue.say(question))
         return
     typer.echo("An empty line or Ctrl-D ends. /image FILE adds a picture to the next question; /new starts afresh.")
-    dialogue.talk(sys.stdin, typer.echo, attached)
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a line that isn't UTF-8 is an error of its own
+    dialogue.talk(sys.stdin, typer.echo)
 
 
 @app.command(name="eval")
 def evaluate(
     run: RunFolder,
-    rows: Annotated[int, typer.Option(help="Score at most this many held-out rows, drawn by the run's seed.")] = 500,
+    rows: Annotated[
+        int, typer.Option(min=1, help="Score at most so many held-out rows, drawn by the run's seed.")
+    ] = 500,
     checkpoint: Which = "last",
-    max_new_tokens: int = 32,
-    blank: Annotated[bool, typer.Option(help="Replace every medium by a blank one.")] = False,
-    shuffled: Annotated[bool, typer.Option(help="Give every row the media of another.")] = False,
-    untrained: Annotated[bool, typer.Option(help="Score the model before training.")] = False,
+    max_new_tokens: NewTokens = 32,
+    blank: Annotated[bool, typer.Option("--blank", help="Replace every medium by a blank one.")] = False,
+    shuffled: Annotated[bool, typer.Option("--shuffled", help="Give every row the media of another.")] = False,
+    untrained: Annotated[bool, typer.Option("--untrained", help="Score the model before training.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score the answers on a recipe's held-out rows: exact match, overall and for each tag."""
+    """Score the answers on held-out rows. Exact match, overall and for each tag of the recipe."""
     from mmsft.assistant import swap_media
     from mmsft.eval.accuracy import accuracy
     from mmsft.run import load_run, open_run
@@ -137,7 +148,7 @@ def export(
     checkpoint: Which = "last",
     as_json: AsJson = False,
 ) -> None:
-    """Write a folder for `transformers`, LoRA merged, and compare its logits with ours on rows of the run."""
+    """Write a folder for transformers. LoRA is merged, and its logits are compared with ours on rows of the run."""
     from mmsft.errors import ConfigError
     from mmsft.run.open import export_run
 
@@ -159,11 +170,11 @@ def data_show(
     config: Config,
     overrides: Overrides = None,
     stage: Annotated[str | None, typer.Option(help="The stage whose recipe is shown; the first by default.")] = None,
-    rows: int = 3,
-    start: Annotated[int, typer.Option(help="First row, in training order.")] = 0,
+    rows: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
+    start: Annotated[int, typer.Option(min=0, help="The first, counted from 0, in the first epoch's order.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Show rows as the model sees them: tokens, what is learned and with which weight, media."""
+    """Show rows as the model sees them. Tokens, what is learned and with which weight, media."""
     from mmsft.run import load_run
     from mmsft.run.show import show_rows
 
@@ -177,7 +188,7 @@ def data_show(
 
 @assets_app.command(name="fetch")
 def assets_fetch(names: Annotated[list[str] | None, typer.Argument(help="All if none is named.")] = None) -> None:
-    """Download, verify and unpack assets into the cache folder."""
+    """Fetch assets into the cache folder. They are downloaded, verified and unpacked."""
     from mmsft import assets
 
     assets.fetch(*(names or assets.ASSETS), log=typer.echo)
@@ -194,8 +205,8 @@ def _media(images: list[Path] | None, media: list[str] | None) -> "tuple[Media, 
 
     found = [Media("image", str(path)) for path in images or []]
     for text in media or []:
-        modality, equals, file = text.partition("=")
-        if not equals:
+        modality, _, file = text.partition("=")
+        if not modality or not file:
             raise ConfigError(f"--media {text!r}: write MODALITY=FILE, e.g. tactile=touch.npy")
         found.append(Media(modality, file))
     return tuple(found)

@@ -1,7 +1,8 @@
 """The errors that mmsft raises on purpose: each message says the place, the value and the way out."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class MmsftError(Exception):
@@ -14,6 +15,13 @@ class ConfigError(MmsftError):
     """The user's configuration, command line or file layout is wrong."""
 
     exit_code = 2
+
+
+class Several(ConfigError):
+    """Errors that were found together; `args` holds them."""
+
+    def __str__(self) -> str:
+        return "\n".join([f"{len(self.args)} problems:", *(f"- {error}" for error in self.args)])
 
 
 class DataError(MmsftError):
@@ -32,6 +40,34 @@ class CheckpointError(MmsftError):
 
 class Diverged(MmsftError):
     """The loss or a gradient is no longer finite."""
+
+
+class Problems:
+    """Goes on after an error, so that the user hears of all of them at once.
+
+    Attributes:
+        found: the errors, each once.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[MmsftError] = []
+
+    @contextmanager
+    def collect(self) -> Iterator[None]:
+        """Keeps an `MmsftError` back and leaves the block."""
+        try:
+            yield
+        except MmsftError as error:
+            told = {str(other) for other in self.found}
+            several = error.args if isinstance(error, Several) else (error,)
+            self.found += [other for other in several if str(other) not in told]
+
+    def tell(self) -> None:
+        """Raises what was found: one error as it is, more as `Several`."""
+        if len(self.found) == 1:
+            raise self.found[0]
+        if self.found:
+            raise Several(*self.found)
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -150,10 +150,15 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
     return load_file(sorted((folder / "checkpoints").glob("*-*"))[-1] / "weights.safetensors")
 
 
+def fetched(name: str) -> Path:
+    """Returns an asset's folder; skips the test, with the command to run, if it isn't fetched, for no other reason."""
+    try:
+        return asset_path(name)
+    except ConfigError as error:
+        pytest.skip(str(error))
+
+
 def needs_assets(*names: str) -> None:
-    """Skips the test, with the command to run, where an asset isn't fetched; nothing else is a reason to skip."""
+    """Skips the test where one of the assets isn't fetched."""
     for name in names:
-        try:
-            asset_path(name)
-        except ConfigError as error:
-            pytest.skip(str(error))
+        fetched(name)

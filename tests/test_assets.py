@@ -19,6 +19,7 @@ import pytest
 from mmsft import assets
 from mmsft.assets import ASSETS, Asset, asset_path, cache_dir, fetch, resolve
 from mmsft.errors import ConfigError
+from tests.makers import fetched
 
 
 @pytest.fixture
@@ -192,14 +193,6 @@ def test_the_cache_is_in_the_home_folder_unless_stated(monkeypatch: pytest.Monke
     assert cache_dir() == Path("/home/ada/.cache/mmsft")
     monkeypatch.setenv("MMSFT_CACHE", "~/big disk")
     assert cache_dir() == Path("/home/ada/big disk")
-
-
-def fetched(name: str) -> Path:
-    """Returns an asset's folder, or skips the test with the command that fetches it."""
-    try:
-        return asset_path(name)
-    except ConfigError as error:
-        pytest.skip(str(error))
 
 
 @pytest.mark.assets

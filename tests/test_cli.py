@@ -3,7 +3,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from io import StringIO
+from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +66,7 @@ def test_help_needs_no_torch() -> None:
     code = (
         "import sys; sys.argv = ['mmsft', '--help']; from mmsft import cli\n"
         "try: cli.main()\n"
-        "finally: assert not {'torch', 'transformers', 'numpy', 'pydantic'} & set(sys.modules), 'heavy imports'"
+        "finally: assert not {'torch', 'transformers', 'numpy', 'pydantic', 'rich'} & set(sys.modules), 'heavy imports'"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -132,7 +132,28 @@ def test_chat_holds_a_dialogue(lab: Lab, mmsft: Command, monkeypatch: pytest.Mon
     monkeypatch.setattr(sys, "stdin", StringIO("What?\n/image gone.png\nAnd now?\n\n"))
     said = mmsft("chat", lab.folder / "run", "--max-new-tokens", 3)
     assert said.code == 0, said.err
-    assert "error: dialogue: <image: gone.png>: no such file" in said.out
+    assert f"error: <image: gone.png>: no such file (looked in {Path.cwd()})" in said.out
+
+
+def test_a_missing_picture_is_said_before_the_dialogue_begins(
+    lab: Lab, mmsft: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", StringIO("What?\n"))
+    said = mmsft("chat", lab.folder / "run", "--image", "gone.png")
+    assert (said.code, said.out) == (2, "")
+    assert "<image: gone.png>: no such file" in said.err
+
+
+def test_a_line_that_is_no_utf8_is_an_error_within_the_dialogue(
+    lab: Lab, mmsft: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", TextIOWrapper(BytesIO(b"What \xff?\nlong " + b"x" * 300), encoding="utf-8"))
+    said = mmsft("chat", lab.folder / "run", "--max-new-tokens", 1)
+    assert said.code == 0, said.err
+    assert [line[:37] for line in said.out.splitlines()[1:]] == [
+        r"error: question: character 5 is '\udc",
+        "error: question: 322 tokens; the reci",
+    ]
 
 
 @pytest.mark.parametrize("file", ["images/gone.png", "rows.jsonl"])
@@ -147,6 +168,8 @@ def test_media_are_given_with_their_modality(lab: Lab, mmsft: Command) -> None:
     picture = lab.folder / "images" / "red.png"
     assert mmsft("chat", lab.folder / "run", "What?", "--media", f"image={picture}", "--max-new-tokens", 1).code == 0
     assert "write MODALITY=FILE" in mmsft("chat", lab.folder / "run", "What?", "--media", picture).err
+    assert "write MODALITY=FILE" in mmsft("chat", lab.folder / "run", "What?", "--media", "=a.png").err
+    assert f"{lab.folder} is a folder; name a file" in mmsft("chat", lab.folder / "run", "?", "--image", lab.folder).err
     assert "no audio tower" in mmsft("chat", lab.folder / "run", "What?", "--media", f"audio={picture}").err
 
 
@@ -184,6 +207,16 @@ def test_export_of_a_llava_layout_compares_the_logits(lab: Lab, mmsft: Command) 
         (["chat", "{lab}/images", "Hi"], 2, "config.yaml"),
         (["assets", "fetch", "smollm"], 2, "no such asset"),
         (["frobnicate"], 2, "No such command"),
+        (["chat", "{lab}/run", ""], 2, "'' asks nothing"),
+        (["chat", "{lab}/run", "Hi", "--temperature", "-1"], 2, "'--temperature'"),
+        (["chat", "{lab}/run", "Hi", "--temperature", "nan"], 2, "'--temperature'"),
+        (["chat", "{lab}/run", "Hi", "--max-new-tokens", "0"], 2, "'--max-new-tokens'"),
+        (["chat", "{lab}/run", "Hi \udcff"], 2, "half of a surrogate pair"),
+        (["eval", "{lab}/run", "--rows", "0"], 2, "'--rows'"),
+        (["eval", "{lab}/run", "--max-new-tokens", "0"], 2, "'--max-new-tokens'"),
+        (["data", "show", "{lab}/run.yaml", "--rows", "0"], 2, "'--rows'"),
+        (["data", "show", "{lab}/run.yaml", "--start", "-1"], 2, "'--start'"),
+        (["data", "show", "{lab}/run.yaml", "--start", "1000"], 2, "--start 1000: stage align trains on"),
     ],
 )
 def test_errors_are_a_message_and_an_exit_code(

@@ -50,7 +50,8 @@ def read_yaml(path: Path, base: Key, origins: Origins, problems: list[str]) -> A
         return None if node is None else _Builder(path, origins, problems).build(node, base)
     except FileNotFoundError:
         near = [str(other) for other in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise ConfigError(f"{path}: no such file{suggest(str(path), near)}") from None
+        looked = "" if path.is_absolute() else f"; looked for {path.absolute()}"
+        raise ConfigError(f"{path}: no such file{suggest(str(path), near)}{looked}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: byte {error.start} isn't UTF-8; save the file as UTF-8") from None
     except OSError as error:
@@ -72,7 +73,7 @@ def parse_yaml(text: str) -> Any:
         node = yaml.compose(text, Loader=_Loader)
         value = None if node is None else _Builder(Path("value"), Origins(), problems).build(node, ())
     except (yaml.YAMLError, RecursionError) as error:
-        raise ValueError(f"the value isn't YAML{_explain(error)}") from None
+        raise ValueError(f"the value{_explain(error).removeprefix(':1')}") from None
     if problems:
         raise ValueError(problems[0])
     return value

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from mmsft.config.values import Spec
+from mmsft.config.wording import wrong
 from mmsft.errors import ConfigError, suggest
 
 
@@ -46,10 +47,9 @@ def resolve_kind(kinds: Mapping[str, type], role: type, settings: Mapping[str, A
 
 def _explain(item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"])
-    message = str(item["msg"]).removeprefix("Value error, ")
     if item["type"] == "missing":
         return f"{name!r} is required"
-    return f"{name}: {message}, got {item['input']!r}" if name else message
+    return f"{name}: {wrong(item)}" if name else wrong(item)
 
 
 def imported(path: str, where: str) -> object:

@@ -13,6 +13,7 @@ from mmsft.config.values import (
     ModalitySpec,
     Name,
     Rate,
+    StageName,
     Strings,
     Tokens,
     TowerName,
@@ -58,7 +59,7 @@ class LoraConfig(Strict):
     r: int = Field(default=16, ge=1)
     alpha: float = Field(default=32, gt=0)
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    targets: Strings = ("all-linear",)
+    targets: Annotated[Strings, Field(min_length=1)] = ("all-linear",)
     rslora: bool = False
     dora: bool = False
 
@@ -266,7 +267,7 @@ class StageConfig(Strict):
             is when the stage begins.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    name: StageName
     recipe: RecipeConfig
     train: dict[str, GroupConfig] = Field(min_length=1)
     duration: Length
@@ -321,8 +322,19 @@ class RunConfig(Strict):
         Field(min_length=1),
         distinct("stages", "rename one", lambda stage: setting(stage, "name")),
     ]
-    seed: int = Field(default=0, ge=0)
-    precision: Literal["fp32", "bf16"] = "bf16"
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    precision: Literal["fp32", "bf16"] = Field(default="bf16", validate_default=True)
     workers: int = Field(default=1, ge=0)
     save: SaveConfig = SaveConfig()
     loggers: Strings = ()
+
+    @field_validator("precision")
+    @classmethod
+    def _one_half(cls, value: str, info: ValidationInfo) -> str:
+        model = info.data.get("model")
+        if value == "bf16" and model and model.decoder.dtype == "float16":
+            raise ValueError(
+                "bf16 computes with a decoder held in bfloat16 or float32, and model.decoder.dtype is float16; "
+                "hold it in bfloat16, or take precision: fp32"
+            )
+        return value

@@ -1,5 +1,6 @@
 """Where each value of a config was stated."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -35,12 +36,33 @@ class Origins:
             self._state((*key, name), child)
 
 
-def dotted(key: Key) -> str:
-    """Returns the key as it is written on the command line; ``the config`` for the whole."""
-    return ".".join(map(str, key)) or "the config"
+def dotted(key: Key, raw: Any) -> str:
+    """Returns the key as the command line takes it; ``the config`` for the whole.
+
+    Args:
+        key: a place in the config.
+        raw: the config's plain values, which say what the items of its lists are called.
+    """
+    return ".".join(_names(key, raw)) or "the config"
 
 
-def kind_of(value: Any) -> str:
-    """Returns what a YAML value is, in words."""
-    names = {dict: "a mapping", list: "a list", str: "text", bool: "true or false", type(None): "empty"}
-    return names.get(type(value), "a number")
+def _names(key: Key, at: Any) -> Iterator[str]:
+    for depth, part in enumerate(key):
+        inside = isinstance(part, int) and isinstance(at, list) and part < len(at)
+        # An item whose name is what the key is about goes by its number.
+        yield _item_name(at, part) if inside and key[depth + 1 :] != ("name",) else str(part)
+        at = at[part] if inside else at.get(part) if isinstance(at, dict) else None
+
+
+def _item_name(items: list[Any], number: str | int) -> str:
+    names = (name for name, index in item_numbers(items).items() if index == number and not name.isdigit())
+    return next(names, str(number))
+
+
+def item_numbers(items: list[Any]) -> dict[str, str | int]:
+    """Returns number and name → number; a source without a name goes by its file's."""
+    numbers: dict[str, str | int] = {str(number): number for number in range(len(items))}
+    for number, item in enumerate(items):
+        if isinstance(item, dict) and (name := item.get("name") or str(item.get("path", "")).rsplit("/", 1)[-1]):
+            numbers.setdefault(str(name), number)
+    return numbers

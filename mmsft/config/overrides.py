@@ -3,8 +3,9 @@
 from typing import Any, get_args, get_origin
 
 from mmsft.config.document import parse_yaml
-from mmsft.config.origins import COMMAND_LINE, Key, Origins, dotted, kind_of
+from mmsft.config.origins import COMMAND_LINE, Key, Origins, dotted, item_numbers
 from mmsft.config.schema import is_model, plain, type_at
+from mmsft.config.wording import kind_of
 
 
 def override(raw: dict[str, Any], text: str, origins: Origins, problems: list[str]) -> None:
@@ -34,7 +35,7 @@ def _place(raw: dict[str, Any], parts: list[str], origins: Origins) -> tuple[Any
     at: Any = raw
     key: Key = ()
     while True:
-        name, width = _step(at, key, parts)
+        name, width = _step(at, key, parts, dotted(key, raw))
         key, parts = (*key, name), parts[width:]
         if not parts:
             return at, key
@@ -44,29 +45,19 @@ def _place(raw: dict[str, Any], parts: list[str], origins: Origins) -> tuple[Any
         at = at[name]
 
 
-def _step(at: Any, key: Key, parts: list[str]) -> tuple[str | int, int]:
+def _step(at: Any, key: Key, parts: list[str], where: str) -> tuple[str | int, int]:
     """Returns the next name or number, and how many of the dotted parts it takes: names have dots themselves."""
     if not isinstance(at, dict | list):
-        raise ValueError(f"{dotted(key)} is {kind_of(at)} and has no {parts[0]!r}")
-    known: dict[str, str | int] = {name: name for name in at} if isinstance(at, dict) else _item_names(at)
+        raise ValueError(f"{where} is {kind_of(at)} and has no {parts[0]!r}")
+    known: dict[str, str | int] = {name: name for name in at} if isinstance(at, dict) else item_numbers(at)
     for width in range(len(parts), 0, -1):
         if (name := ".".join(parts[:width])) in known:
             return known[name], width
     if isinstance(at, list):
         names = ", ".join(name for name in known if not name.isdigit()) or f"0 to {len(at) - 1}"
-        raise ValueError(f"no {parts[0]!r} in {dotted(key)}; there are {names}" if at else f"{dotted(key)} is empty")
+        raise ValueError(f"no {parts[0]!r} in {where}; there are {names}" if at else f"{where} is empty")
     width = _new_name_width(key, parts)
     return ".".join(parts[:width]), width
-
-
-def _item_names(items: list[Any]) -> dict[str, str | int]:
-    """Returns number and name → number; a source without a name goes by its file's."""
-    numbers: dict[str, str | int] = {str(number): number for number in range(len(items))}
-    for number, item in enumerate(items):
-        if isinstance(item, dict):
-            name = item.get("name") or str(item.get("path", "")).rsplit("/", 1)[-1]
-            numbers.setdefault(str(name), number)
-    return numbers
 
 
 def _new_name_width(key: Key, parts: list[str]) -> int:

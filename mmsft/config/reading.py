@@ -1,6 +1,5 @@
 """Reads a run's YAML with its overrides, and reports all problems at once."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -9,10 +8,11 @@ from pydantic import ValidationError
 
 from mmsft.config.document import read_yaml
 from mmsft.config.models import RunConfig
-from mmsft.config.origins import Key, Origins, dotted, kind_of
+from mmsft.config.origins import Key, Origins, dotted
 from mmsft.config.overrides import override
 from mmsft.config.schema import known_keys
 from mmsft.config.values import Spec
+from mmsft.config.wording import kind_of, wrong
 from mmsft.errors import ConfigError, suggest
 
 Resolvers: TypeAlias = Mapping[str, Callable[[Mapping[str, Any]], Spec]]
@@ -58,7 +58,7 @@ def _validate(
         for item in error.errors(include_url=False):
             key = tuple(part for part in item["loc"] if part != "[key]")
             if key not in unread and not _follows_from_others(item):
-                problems.append(_explain(item, key, origins))
+                problems.append(f"{origins.nearest(key)}: {dotted(key, raw)}: {_explain(item, key)}")
         return None
 
 
@@ -67,25 +67,13 @@ def _follows_from_others(item: Any) -> bool:
     return bool(item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"])
 
 
-def _explain(item: Any, key: Key, origins: Origins) -> str:
-    message: str = item["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
-    given = item["input"]
+def _explain(item: Any, key: Key) -> str:
     if item["type"] == "extra_forbidden":
         known = known_keys(key[:-1])
-        message = f"unknown key{suggest(str(key[-1]), known)}; known here: {', '.join(sorted(known))}"
-    elif item["type"] == "missing":
-        message = "required, and not given"
-    elif item["type"] in ("model_type", "dict_type"):
-        settings = ", ".join(known_keys(key))
-        message = f"should be a mapping{f' with {settings}' if settings else ''}, this is {kind_of(given)}"
-    elif item["type"] == "tuple_type":
-        message = f"should be a list, this is {kind_of(given)}"
-    elif item["type"] == "string_pattern_mismatch":
-        message = f"{given!r} isn't a name; write letters, digits and _, beginning with a letter"
-    elif item["type"] != "value_error" and not isinstance(given, dict | list):
-        choices = re.findall(r"'([^']*)'", message) if item["type"] == "literal_error" else []
-        message = f"{message}, got {given!r}{suggest(str(given), choices)}"
-    return f"{origins.nearest(key)}: {dotted(key)}: {message}"
+        return f"unknown key{suggest(str(key[-1]), known)}; known here: {', '.join(sorted(known))}"
+    if item["type"] == "model_type":
+        return f"should be a mapping with {', '.join(known_keys(key))}, this is {kind_of(item['input'])}"
+    return wrong(item)
 
 
 def _inline_recipes(raw: dict[str, Any], path: Path, origins: Origins, problems: list[str]) -> set[Key]:
@@ -103,11 +91,11 @@ def _inline_recipes(raw: dict[str, Any], path: Path, origins: Origins, problems:
         try:
             if found is None:
                 known = {file.stem for place in places for file in place.parent.glob("*.yaml")}
-                looked = ", ".join(str(place) for place in places)
+                looked = ", ".join(str(place.absolute()) for place in places)
                 raise ConfigError(f"no recipe {name!r}{suggest(name, known)}; looked for {looked}")
             stage["recipe"] = read_yaml(found, key, origins, problems)
         except ConfigError as error:
-            problems.append(f"{stated}: {dotted(key)}: {error}")
+            problems.append(f"{stated}: {dotted(key, raw)}: {error}")
             unread.add(key)
             del stage["recipe"]
     return unread

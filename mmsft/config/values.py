@@ -1,10 +1,12 @@
 """The values that settings take, and how wrong ones are refused."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     PlainSerializer,
@@ -142,8 +144,22 @@ Warmup = Annotated[
     PlainSerializer(lambda value: str(value) if isinstance(value, Duration) else value),
     Field(description="part of the stage, or an amount in steps"),
 ]
+
+
+def _matching(pattern: str, words: str) -> tuple[Any, ...]:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"{value!r} isn't a name; write {words}")
+        return value
+
+    return AfterValidator(check), Field(description="a name")
+
+
 Name = Annotated[str, Field(min_length=1)]
+StageName = Annotated[
+    str, *_matching(r"[A-Za-z0-9][A-Za-z0-9_.-]*", "letters, digits, _, . and -, beginning with a letter or a digit")
+]
 Rate = Annotated[float, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Strings = Annotated[tuple[str, ...], BeforeValidator(_texts), Field(description="text or list of texts")]
-TowerName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+TowerName = Annotated[str, *_matching(r"[A-Za-z][A-Za-z0-9_]*", "letters, digits and _, beginning with a letter")]

@@ -122,11 +122,6 @@ class ChatEncoder:
         """Returns what the model said, without the white space that templates put around it."""
         return self.tokenizer.decode(ids).strip()
 
-    def render(self, conversation: Conversation) -> str:
-        """Returns the conversation as the template writes it, with media by name; threads one below the other."""
-        script = self._script(conversation)
-        return "\n".join(script.messages.shown(script.render(path)) for path in conversation.threads())
-
     def _free(self) -> set[str]:
         """Returns the data's tokens without those that end or frame a turn: of a row, these would be an injection."""
         written = self.template.source + (self.template.tool_source or "")

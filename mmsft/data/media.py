@@ -41,9 +41,11 @@ def locate(ref: str | bytes, where: str) -> Path | bytes:
         return inline
     try:
         path = Path(_local(str(ref), where)).expanduser().absolute()
-        found, path = path.is_file(), path.resolve()
+        found, folder, path = path.is_file(), path.is_dir(), path.resolve()
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{where}: can't be looked up: {_cause(error)}; mend the name") from None
+    if folder:
+        raise DataError(f"{where}: {path} is a folder; name a file")
     if not found:
         raise DataError(f"{where}: no such file (looked in {path.parent})")
     return path

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,10 +10,11 @@ import numpy as np
 
 from mmsft import assets
 from mmsft.config import RecipeConfig, SourceConfig
-from mmsft.data.formats import Format, format_named
+from mmsft.data.formats import FORMATS, Format, format_named
+from mmsft.data.formats.media_tags import media_in_columns
 from mmsft.data.media import resolve
 from mmsft.data.sources import Rows, open_rows
-from mmsft.errors import ConfigError, DataError, suggest
+from mmsft.errors import ConfigError, DataError, Problems, suggest
 from mmsft.types import Conversation, Ints, Media, Part, Record, Turn
 
 
@@ -48,6 +49,18 @@ class Source:
         tags = {name: str(record[name]) for name in self.config.tags if name in record}
         return replace(conversation, tags={**conversation.tags, **tags})
 
+    def media(self, row: int) -> Sequence[Media]:
+        """Reads a row's media as they are written; where its columns name them all, without reading the turns.
+
+        Raises:
+            DataError: the row can't be read, or isn't in the format.
+        """
+        row_id = self.rows.row_id(row)
+        listed = media_in_columns(self.rows[row], row_id) if self.format in FORMATS.values() else None
+        if listed is not None:
+            return listed
+        return [medium for turn in self.written(row).turns for medium in turn.media]
+
     def keeps(self, record: Record) -> bool:
         """Tells whether the source's `where` admits the row."""
         return all(str(record.get(name)) in values for name, values in self.config.where.items())
@@ -67,6 +80,9 @@ class Source:
 class Mixture:
     """The rows of a recipe.
 
+    Opening one finds the rows' places. Only two settings need more, and read every row once: `where` looks at columns,
+    and a validation `fraction` at the media, since rows of one picture stay together.
+
     Attributes:
         sources: the sources, the validation file's last where there is one.
         train: [n, 2] (source, row) of what is trained on, in the order of the sources.
@@ -81,16 +97,22 @@ class Mixture:
             seed: decides which rows a validation fraction holds out.
 
         Raises:
-            ConfigError: a source, format or filter that selects nothing.
+            MmsftError: a source, format or filter that selects nothing; of several sources, each that fails.
         """
         configs = list(recipe.sources)
         split = recipe.validation
         if split and split.file:
             configs.append(split.file)
         names = (*recipe.source_names, "validation")
-        self.sources = tuple(open_source(config, name) for config, name in zip(configs, names, strict=False))
-        picked = [_pick(source) for source in self.sources]
-        pairs = [np.stack([np.full(len(rows), number), rows], 1) for number, rows in enumerate(picked)]
+        problems = Problems()
+        opened: list[tuple[Source, Ints]] = []
+        for config, name in zip(configs, names, strict=False):
+            with problems.collect():
+                source = open_source(config, name)
+                opened.append((source, _pick(source)))
+        problems.tell()
+        self.sources = tuple(source for source, _ in opened)
+        pairs = [np.stack([np.full(len(rows), number), rows], 1) for number, (_, rows) in enumerate(opened)]
         held = np.zeros(len(pairs), bool)
         if split and split.file:
             held[-1] = True
@@ -119,11 +141,11 @@ class Mixture:
     def _drawn(self, pair: Ints, seed: int, fraction: float) -> bool:
         """Draws by the media where there are some, so that no picture is on both sides of the split."""
         try:
-            turns = self.sources[int(pair[0])].written(int(pair[1])).turns
+            media = self.sources[int(pair[0])].media(int(pair[1]))
         except DataError:
             return False
         # As the row writes them: where the data lies decides nothing.
-        refs = sorted(_bytes(medium.ref) for turn in turns for medium in turn.media) or [_bytes(self.row_id(pair))]
+        refs = sorted(_bytes(medium.ref) for medium in media) or [_bytes(self.row_id(pair))]
         digest = hashlib.sha256(b"\0".join([f"held out {seed}".encode(), *refs])).digest()
         return int.from_bytes(digest[:8], "little") < fraction * 2**64
 
@@ -136,13 +158,24 @@ def open_source(config: SourceConfig, name: str) -> Source:
     """Opens one source.
 
     Raises:
-        ConfigError: no such file, format or media root.
+        MmsftError: no such file, format or media root; all that is wrong.
     """
-    path = assets.resolve(config.path)
-    root = assets.resolve(config.media_root) if config.media_root else path.parent
-    if not root.is_dir():
-        raise ConfigError(f"source {name!r}: media_root {str(root)!r} is not a folder")
-    return Source(name, config, open_rows(path), format_named(config.format), root.resolve())
+    problems = Problems()
+    with problems.collect():
+        path = assets.resolve(config.path)
+        rows, root = open_rows(path), path.parent
+    with problems.collect():
+        if config.media_root:
+            root = assets.resolve(config.media_root)
+            if not root.is_dir():
+                raise ConfigError(f"source {name!r}: media_root {str(root)!r} is not a folder")
+    with problems.collect():
+        try:
+            read = format_named(config.format)
+        except ConfigError as error:
+            raise ConfigError(f"source {name!r}: {error}") from None
+    problems.tell()
+    return Source(name, config, rows, read, root.resolve())
 
 
 def _pick(source: Source) -> Ints:

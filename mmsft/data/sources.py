@@ -68,8 +68,9 @@ def _check_is_file(path: Path) -> None:
         raise ConfigError(f"{path}: is a folder; name one JSONL, JSON or Parquet file in it")
     if not path.is_file():
         near = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        where = suggest(path.name, near) if near else f"; the folder {path.parent} doesn't exist either"
-        raise ConfigError(f"{path}: no such file{where}")
+        where = suggest(path.name, near) if near else f"; the folder {path.parent.absolute()} doesn't exist either"
+        looked = "" if path.is_absolute() or not near else f"; looked for {path.absolute()}"
+        raise ConfigError(f"{path}: no such file{where}{looked}")
 
 
 def _open_json(file: RandomFile, head: bytes) -> Rows:

@@ -99,18 +99,28 @@ def resolve_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
     Raises:
         ConfigError: there is no such template, its syntax is wrong, or it doesn't fit the tokenizer.
     """
-    if name == "auto":
-        template = _own(tokenizer)
-    elif name in SHIPPED:
-        template = _shipped(name, tokenizer)
-    elif "/" in name or name.endswith((".jinja", ".jinja2", ".j2")) or Path(name).expanduser().is_file():
-        template = _file(Path(name).expanduser())
+    if (file := template_in_file(name)) is not None:
+        template = file
     else:
-        raise ConfigError(
-            f"template: there is no {name!r}{suggest(name, ('auto', *SHIPPED))}; "
-            f"write auto, {', '.join(SHIPPED)}, or a .jinja file"
-        )
+        template = _own(tokenizer) if name == "auto" else _shipped(name, tokenizer)
     return _fitted(template, tokenizer)
+
+
+def template_in_file(name: str) -> ChatTemplate | None:
+    """Reads the template if its name means a file; None if it comes from the tokenizer or with mmsft.
+
+    Raises:
+        ConfigError: there is no such template, or the file can't be read.
+    """
+    if name in ("auto", *SHIPPED):
+        return None
+    path = Path(name).expanduser()
+    if "/" in name or name.endswith((".jinja", ".jinja2", ".j2")) or path.is_file():
+        return _file(path)
+    raise ConfigError(
+        f"template: there is no {name!r}{suggest(name, ('auto', *SHIPPED))}; "
+        f"write auto, {', '.join(SHIPPED)}, or a .jinja file"
+    )
 
 
 def _own(tokenizer: Tokenizer) -> ChatTemplate:

@@ -1,11 +1,16 @@
 """Where pretrained models come from: a hub id, a folder, or a fetched asset."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from mmsft.assets import PREFIX, resolve
-from mmsft.errors import ConfigError
+from mmsft.errors import ConfigError, suggest
+
+_WAIT_S = 5.0
+log = logging.getLogger(__name__)
 
 
 def located(name: str) -> str:
@@ -19,11 +24,58 @@ def located(name: str) -> str:
     path = resolve(name)
     if path.exists():
         return str(path)
-    if name.startswith(("/", "./", "../", "~", "$")) or name.count("/") != 1:
-        if "/" not in name and not path.suffix:
-            return name  # a hub id of the first days, e.g. gpt2
-        raise ConfigError(f"{name}: no such file or folder (looked for {path.absolute()})")
+    if not _may_be_id(name):
+        raise ConfigError(f"{name}: no such file or folder{_near(path)} (looked for {path.absolute()})")
+    if path.parent.is_dir() and "/" in name:
+        raise ConfigError(
+            f"{name}: no such file or folder{_near(path)} in {path.parent.absolute()}; if it is meant as a hub id, "
+            f"start in a directory without a folder {path.parent.name!r}"
+        )
+    look_for_hub()
     return name
+
+
+def _may_be_id(name: str) -> bool:
+    """Tells what the hub could know: ``owner/model``, or a single word of its first days such as gpt2."""
+    if name.startswith((".", "/", "~", "$")) or "\\" in name:
+        return False
+    return name.count("/") == 1 or ("/" not in name and not Path(name).suffix)
+
+
+def _near(path: Path) -> str:
+    """Suggests what lies beside the first part of the path that isn't there."""
+    missing = path.absolute()
+    while not missing.parent.is_dir():
+        missing = missing.parent
+    try:
+        return suggest(missing.name, [other.name for other in missing.parent.iterdir()])
+    except OSError:  # a folder that may not be listed
+        return ""
+
+
+@cache
+def look_for_hub() -> str:
+    """Tries once in a process whether the hub answers; if not, only its local cache is asked from then on.
+
+    Left to itself, the library tries six times over 23 seconds for each file of a model, also for those in its cache.
+
+    Returns:
+        Why the hub can't be asked, or an empty string.
+    """
+    from huggingface_hub import constants, get_session
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # kept for others, says a comment there
+
+    if constants.is_offline_mode():
+        return "HF_HUB_OFFLINE is set"
+    try:
+        get_session().head(constants.ENDPOINT, timeout=_WAIT_S)
+    except httpx.HTTPError as error:
+        # The library has no switch for this but the environment variable, which it has read already.
+        constants.HF_HUB_OFFLINE = True
+        reason = f"{constants.ENDPOINT} can't be reached ({' '.join(str(error).split()) or type(error).__name__})"
+        log.warning("%s: models come from this machine's cache of it", reason)
+        return reason
+    return ""
 
 
 @contextmanager
@@ -33,13 +85,21 @@ def loading(what: str, name: str) -> Iterator[None]:
     Raises:
         ConfigError: with what is to be loaded, the library's reason and the ways out.
     """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import NotASafetensorsRepoError, SafetensorsParsingError
+    from huggingface_hub.utils import httpx  # type: ignore[attr-defined] # as above
+    from safetensors import SafetensorError
+
     try:
         yield
-    except (OSError, ValueError, LookupError, ImportError, RuntimeError, AssertionError) as error:
-        reason = " ".join(str(error).split())
-        ways = (
-            "is the folder complete?"
-            if Path(name).exists()
-            else "name a folder, asset:NAME, or a hub id that this machine can reach or has in its cache"
-        )
-        raise ConfigError(f"{what} {name!r} can't be loaded: {reason[:500]}; {ways}") from error
+    except (
+        *(OSError, ValueError, LookupError, ImportError, RuntimeError, AssertionError),
+        *(SafetensorError, NotASafetensorsRepoError, SafetensorsParsingError, httpx.HTTPError),
+    ) as error:
+        reason = " ".join(str(error).split())[:500]
+        ways = "name a folder, asset:NAME, or a hub id that this machine can reach or has in its cache"
+        if Path(name).exists():
+            ways = "is the folder complete?"
+        elif constants.is_offline_mode() and isinstance(error, OSError):
+            reason = f"{look_for_hub()}, and the hub's cache {constants.HF_HUB_CACHE} has no complete copy"
+        raise ConfigError(f"{what} {name!r} can't be loaded: {reason}; {ways}") from error

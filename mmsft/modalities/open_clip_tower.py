@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmsft.assets import resolve
 from mmsft.errors import ConfigError, suggest
-from mmsft.modalities.hub import loading
+from mmsft.modalities.hub import loading, look_for_hub
 from mmsft.modalities.image import CLIP_MEAN, CLIP_STD, Picture
 from mmsft.modalities.picture import Aspect, Frame
 from mmsft.modalities.spec import Features
@@ -45,6 +45,8 @@ class OpenClip(Picture):
 
         _check_open_clip(self)
         path = resolve(self.pretrained)
+        if not path.is_file():
+            look_for_hub()
         with loading("the open_clip tower", f"{self.name}, {self.pretrained}"):
             whole = open_clip.create_model(self.name, pretrained=str(path) if path.is_file() else self.pretrained)
         return OpenClipEncoder(whole.visual, self.layer, _dry_run(self).width)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmsft.assets import resolve
 from mmsft.errors import ConfigError, suggest
-from mmsft.modalities.hub import loading
+from mmsft.modalities.hub import loading, look_for_hub
 from mmsft.modalities.image import Picture
 from mmsft.modalities.picture import Aspect, Frame
 from mmsft.modalities.spec import Features
@@ -99,6 +99,8 @@ def _create(spec: Timm, pretrained: bool) -> Any:
     known = timm.list_models()
     if not timm.is_model(spec.name) and "/" not in spec.name:
         raise ConfigError(f"timm has no model {spec.name!r}{suggest(spec.name, known)}; see timm.list_models()")
+    if pretrained:
+        look_for_hub()
     with loading("the timm tower", spec.name):
         return timm.create_model(spec.name, pretrained=pretrained, num_classes=0)
 

@@ -16,15 +16,21 @@ from mmsft.model.tuning.lora import add_lora
 log = logging.getLogger(__name__)
 
 
-def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast) -> MultimodalModel:
+def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, empty: bool = False) -> MultimodalModel:
     """Loads decoder and towers, and adds adapters, LoRA and new tokens as the config says.
 
     Fresh parts draw from torch's global generator: seed it for the same ones again.
 
+    Args:
+        config: of the model.
+        tokenizer: with the config's new tokens.
+        empty: leave the decoder and what is added to it without values, on the meta device: for names, shapes and
+            counts of a model that this machine couldn't hold.
+
     Raises:
         ConfigError: a part can't be loaded, or names what isn't there.
     """
-    decoder = load_decoder(config.decoder)
+    decoder = load_decoder(config.decoder, empty=empty)
     _fit_vocabulary(decoder, config, tokenizer)
     if config.decoder.lora:
         add_lora(decoder, config.decoder.lora)

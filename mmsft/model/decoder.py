@@ -2,21 +2,32 @@
 
 import copy
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 from mmsft.assets import cache_dir
 from mmsft.config import DecoderConfig
 from mmsft.errors import ConfigError
 from mmsft.modalities.hub import loading, located
+from mmsft.model.headers import read_headers
 
 _WHAT = "the decoder"
+log = logging.getLogger(__name__)
 
 
 def load_tokenizer(config: DecoderConfig) -> PreTrainedTokenizerFast:
@@ -42,25 +53,56 @@ def load_tokenizer(config: DecoderConfig) -> PreTrainedTokenizerFast:
     return tokenizer  # type: ignore[no-any-return]
 
 
-def load_decoder(config: DecoderConfig) -> PreTrainedModel:
+def load_decoder(config: DecoderConfig, *, empty: bool = False) -> PreTrainedModel:
     """Loads the language model's weights.
 
+    Args:
+        config: names the model.
+        empty: leave the parameters on the meta device, where they take no memory; that the files hold them is seen
+            from the files' headers.
+
     Raises:
-        ConfigError: they can't be loaded, or it isn't a causal language model.
+        ConfigError: they can't be loaded, don't fit, or it isn't a causal language model.
     """
     source, options = _source(config), _options(config)
+    loaded: Any
     with loading(_WHAT, config.name):
         settings = AutoConfig.from_pretrained(source, **options)
         # A configuration shared by two models shares its attention setting: each gets one of its own.
-        decoder: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-            source,
-            config=copy.deepcopy(settings),
-            dtype=getattr(torch, config.dtype),
-            attn_implementation="sdpa",
-            use_safetensors=True,
-            **options,
+        how: dict[str, Any] = {
+            "config": copy.deepcopy(settings),
+            "dtype": getattr(torch, config.dtype),
+            # What is missing or of another shape isn't made up, but refused below.
+            "output_loading_info": True,
+            "ignore_mismatched_sizes": True,
+        }
+        if empty:
+            # The library's own loader compares, since it knows which names it maps to which.
+            tensors = read_headers(source, options["revision"])
+            kind = _class(settings, options)
+            loaded = kind.from_pretrained(None, state_dict=tensors, device_map="meta", **how)
+        else:
+            loaded = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **how, **options)
+    decoder: PreTrainedModel
+    decoder, found = loaded
+    if lacking := sorted([*found["missing_keys"], *map(_mismatch, found["mismatched_keys"])]):
+        raise ConfigError(
+            f"{_WHAT} {config.name!r}: its files lack {len(lacking)} of the parameters of a {type(decoder).__name__}, "
+            f"{lacking[0]} the first; fetch it again, or name another"
         )
     return decoder
+
+
+def _mismatch(found: tuple[str, torch.Size, torch.Size]) -> str:
+    name, stored, expected = found
+    return f"{name} ({list(expected)}, there it is {list(stored)})"
+
+
+def _class(settings: PreTrainedConfig, options: Mapping[str, Any]) -> type[PreTrainedModel]:
+    """Returns the class that a configuration belongs to."""
+    with torch.device("meta"):
+        kind = AutoModelForCausalLM.from_config(copy.deepcopy(settings), trust_remote_code=options["trust_remote_code"])
+    return type(kind)
 
 
 def _options(config: DecoderConfig) -> dict[str, Any]:
@@ -87,6 +129,7 @@ def _converted(gguf: Path) -> Path:
     folder = cache_dir() / "gguf" / digest[:16]
     if folder.is_dir():
         return folder
+    log.warning("%s is unpacked, once: to %s", gguf, folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

@@ -23,7 +23,7 @@ from mmsft.errors import CheckpointError, ConfigError
 from mmsft.modalities.spec import Modality
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.llava_layout import llava_problem, to_llava
-from mmsft.model.merged import merged_state
+from mmsft.model.merged import fill, merged_state
 from mmsft.model.modes import evaluating
 from mmsft.model.tower import Tower
 from mmsft.types import Batch
@@ -54,6 +54,29 @@ class Export:
 def export_problem(towers: Mapping[str, tuple[Modality, Adapter]]) -> str | None:
     """Returns why no layout of transformers holds a model with these towers, or None; known before training."""
     return llava_problem(towers) if towers else None
+
+
+def rehearsal_problem(model: MultimodalModel, tokenizer: PreTrainedTokenizerFast) -> str | None:
+    """Tries an export without writing anything; an empty model does, so that it is known before training.
+
+    Args:
+        model: the root module.
+        tokenizer: with the model's new tokens.
+
+    Returns:
+        Why no layout of transformers holds the model, or None.
+    """
+    specs = {name: _spec(tower) for name, tower in model.towers.items()}
+    try:
+        if problem := export_problem(specs):
+            return problem
+        if specs:
+            to_llava(model, tokenizer, template="")
+        else:
+            plain_decoder(model.decoder)
+    except ConfigError as error:
+        return str(error)
+    return None
 
 
 def export_hf(
@@ -142,8 +165,7 @@ def plain_decoder(decoder: PreTrainedModel) -> PreTrainedModel:
     """Returns the decoder as an object of its own class, with LoRA and new tokens merged."""
     with torch.device("meta"):
         clean = type(decoder)(copy.deepcopy(decoder.config))
-    clean.load_state_dict(merged_state(decoder), strict=True, assign=True)
-    clean.tie_weights()
+    fill(clean, merged_state(decoder))
     clean.generation_config = decoder.generation_config
     return clean
 

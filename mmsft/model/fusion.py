@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from mmsft.errors import AlignmentError, ConfigError, DataError
 from mmsft.model.modes import evaluating
@@ -109,8 +110,12 @@ class MultimodalModel(nn.Module):
     def find_head(self) -> None:
         """Sets `head_apart` by comparing the head alone with the decoder's own logits on a few tokens.
 
-        Some families cap or scale their logits outside the head; they pay with logits at every position.
+        Some families cap or scale their logits outside the head; they pay with logits at every position. An empty model
+        has no values to compare: there the logits must be the very tensor that the head returns.
         """
+        if self.decoder.device.type == "meta":
+            self.head_apart = _returns_its_heads_output(self.decoder)
+            return
         embeddings = self.decoder.get_input_embeddings()
         ids = torch.arange(4, device=next(self.parameters()).device)[None]
         # Real embeddings, made large, so that a cap on the logits shows.
@@ -127,6 +132,28 @@ class MultimodalModel(nn.Module):
                 type(self.decoder).__name__,
                 difference,
             )
+
+
+class _AnyOutput(BaseModelOutputWithPast):
+    """Hidden states, and None for whatever else a family's body returns."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+def _returns_its_heads_output(decoder: Any) -> bool:
+    """Runs a decoder's last step on the meta device; its body, whose masks need values, is left out."""
+    body, head = decoder.base_model, decoder.get_output_embeddings()
+    hidden = torch.empty(1, 1, head.in_features, device="meta", dtype=decoder.dtype)
+    returned: list[Tensor] = []
+    hook = head.register_forward_hook(lambda module, inputs, output: returned.append(output))
+    body.forward = lambda *args, **kwargs: _AnyOutput(last_hidden_state=hidden)
+    try:
+        logits = decoder(inputs_embeds=hidden, use_cache=False).logits
+    finally:
+        del body.forward  # the class's own shows again
+        hook.remove()
+    return any(logits is output for output in returned)
 
 
 def _features(tower: Tower, name: str, media: MediaBatch, batch: Batch) -> Tensor:

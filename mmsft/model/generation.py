@@ -1,15 +1,19 @@
 """Continues prompts token by token."""
 
+import math
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import torch
 from transformers import GenerationConfig
 
+from mmsft.errors import ConfigError
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.modes import evaluating
 from mmsft.types import Batch
+
+_COLDEST: Final = 1e-6
 
 
 @torch.no_grad()
@@ -36,7 +40,11 @@ def generate(
 
     Returns:
         The new ids of each row.
+
+    Raises:
+        ConfigError: an argument is out of its bounds.
     """
+    _refuse(max_new_tokens, temperature, seed)
     stops = sorted(stop_ids)
     sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature > 0 else {"do_sample": False}
     settings = GenerationConfig(
@@ -53,6 +61,16 @@ def generate(
             torch.manual_seed(seed)
         new = decoder.generate(inputs_embeds=model.embed(batch), attention_mask=batch.mask.long())
     return [_until_stop(row, set(stops)) for row in new.tolist()]
+
+
+def _refuse(max_new_tokens: int, temperature: float, seed: int | None) -> None:
+    if not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens: {max_new_tokens!r} new tokens; write a whole number of 1 or more")
+    # Logits are divided by it, in float32.
+    if temperature != 0 and not (_COLDEST <= temperature < math.inf):
+        raise ConfigError(f"temperature: {temperature!r}; write 0 for the likeliest token, or {_COLDEST:g} or more")
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 1 << 63):
+        raise ConfigError(f"seed: {seed!r}; write a whole number from 0 to {(1 << 63) - 1}, or none")
 
 
 @contextmanager

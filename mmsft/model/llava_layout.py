@@ -23,7 +23,7 @@ from mmsft.modalities import Clip
 from mmsft.modalities.clip_tower import ClipEncoder, clip_model, has_cls
 from mmsft.modalities.spec import Modality
 from mmsft.model.fusion import MultimodalModel
-from mmsft.model.merged import merged_state
+from mmsft.model.merged import fill, merged_state
 from mmsft.model.tower import Tower
 
 IMAGE_TOKEN = "<image>"
@@ -71,7 +71,7 @@ def to_llava(model: MultimodalModel, tokenizer: PreTrainedTokenizerFast, templat
     """Builds the LLaVA model that equals a model for which `llava_problem` is None, LoRA merged.
 
     Raises:
-        ConfigError: the decoder's head is more than one linear layer without bias.
+        ConfigError: the decoder's head is more than one linear layer without bias, or its names don't fit.
     """
     (tower,) = model.towers.values()
     assert isinstance(tower, Tower)
@@ -104,8 +104,7 @@ def to_llava(model: MultimodalModel, tokenizer: PreTrainedTokenizerFast, templat
     with torch.device("meta"):
         llava = LlavaForConditionalGeneration(config)
     state = {f"model.vision_tower.{name}": tensor for name, tensor in vision.state_dict().items()}
-    llava.load_state_dict(state | _projector_state(tower) | text, strict=True, assign=True)
-    llava.tie_weights()
+    fill(llava, state | _projector_state(tower) | text)
     llava.generation_config = model.decoder.generation_config
     return Llava(llava, _processor(spec, vision.config, strategy, tokenizer, template))
 

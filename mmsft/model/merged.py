@@ -1,10 +1,13 @@
 """A decoder's weights as its own class names them, with what was tuned beside them added."""
 
+from collections.abc import Mapping
+
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mmsft.errors import ConfigError
 from mmsft.model.new_tokens import NewTokenEmbedding, NewTokenHead
 from mmsft.model.tuning.lora import merged_weight
 
@@ -24,3 +27,17 @@ def merged_state(decoder: PreTrainedModel) -> dict[str, Tensor]:
         elif isinstance(module, NewTokenEmbedding | NewTokenHead):
             state[f"{name}.weight"] = module.weight
     return state
+
+
+def fill(empty: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+    """Gives a model that was built without weights its own.
+
+    Raises:
+        ConfigError: names or shapes differ.
+    """
+    try:
+        empty.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(f"{type(empty).__name__} can't hold this model's weights: {reason}") from error
+    empty.tie_weights()

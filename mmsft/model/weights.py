@@ -1,6 +1,7 @@
 """Saves and loads weights as safetensors whose metadata say what they belong to."""
 
 import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -38,28 +39,43 @@ def save_weights(model: nn.Module, path: Path, names: set[str]) -> None:
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module, path: Path) -> set[str]:
+def load_weights(model: nn.Module, path: Path, *, compare_only: bool = False) -> set[str]:
     """Loads what `save_weights` wrote into a model of the same classes; nothing is loaded unless all of it fits.
 
+    Args:
+        model: the root module, wrapped or not.
+        path: the file.
+        compare_only: load nothing even then.
+
     Returns:
-        The canonical names of what was loaded.
+        The canonical names of what the file holds.
 
     Raises:
         CheckpointError: the file is damaged, of another model, or a tensor has another shape.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a mapping
+            _refuse_other_model(model, path, file.metadata() or {}, shapes)
+            parameters = {} if compare_only else named_parameters(model)
+            for name, parameter in parameters.items():
+                if name in shapes:
+                    parameter.copy_(file.get_tensor(name))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: can't be read ({error}); start from another checkpoint") from error
+    return set(shapes)
+
+
+def _refuse_other_model(
+    model: nn.Module, path: Path, metadata: Mapping[str, str], shapes: Mapping[str, list[int]]
+) -> None:
     parameters = named_parameters(model)
     problems = _class_problems(metadata, classes(model))
-    for name, tensor in tensors.items():
+    for name, shape in shapes.items():
         if name not in parameters:
             problems.append(f"{name} isn't in the model{suggest(name, parameters)}")
-        elif parameters[name].shape != tensor.shape:
-            problems.append(f"{name} is {list(tensor.shape)} there and {list(parameters[name].shape)} in the model")
+        elif list(parameters[name].shape) != shape:
+            problems.append(f"{name} is {shape} there and {list(parameters[name].shape)} in the model")
     if problems:
         more = f"\n  … and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise CheckpointError(
@@ -67,9 +83,6 @@ def load_weights(model: nn.Module, path: Path) -> set[str]:
             + "\n  ".join(problems[:10])
             + more
         )
-    for name, tensor in tensors.items():
-        parameters[name].copy_(tensor)
-    return set(tensors)
 
 
 def classes(model: nn.Module) -> dict[str, str]:
@@ -85,7 +98,7 @@ def classes(model: nn.Module) -> dict[str, str]:
     return found
 
 
-def _class_problems(metadata: dict[str, str], now: dict[str, str]) -> list[str]:
+def _class_problems(metadata: Mapping[str, str], now: dict[str, str]) -> list[str]:
     if metadata.get("format") != _FORMAT:
         return [f"the file's format is {metadata.get('format')!r}, expected {_FORMAT!r}: was it saved by mmsft?"]
     saved: dict[str, str] = json.loads(metadata["classes"])

@@ -11,15 +11,18 @@ from torch import nn
 from mmsft.config import StageConfig
 from mmsft.data.ledger import LostRow
 from mmsft.data.loader import Encoding, read_rows
-from mmsft.data.order import rows_at
-from mmsft.errors import MmsftError
-from mmsft.model.export import export_problem
+from mmsft.data.order import permutation, rows_at
+from mmsft.errors import Problems
+from mmsft.model.export import rehearsal_problem
+from mmsft.model.fusion import MultimodalModel
 from mmsft.model.names import named_parameters
 from mmsft.parallel import check_loggers
-from mmsft.run.load import Run
-from mmsft.run.stages import newest, refuse_idle_towers, refuse_other_settings
+from mmsft.run.load import Run, newest
+from mmsft.run.stages import refuse_idle_towers, refuse_other_settings
+from mmsft.train import checkpoint as ckpt
+from mmsft.train.checkpoint import Checkpoint
 from mmsft.train.optim import idle_parts, select
-from mmsft.types import Encoded
+from mmsft.types import Encoded, Ints
 
 _SHOWN = 5
 
@@ -43,6 +46,10 @@ class Report:
         """Whether the run can start."""
         return not self.problems
 
+    def add(self, problems: Problems) -> None:
+        """Files errors; what two stages share fails in both, and is told once."""
+        self.problems += [text for text in map(str, problems.found) if text not in self.problems]
+
     def as_dict(self) -> dict[str, Any]:
         """Returns the report as JSON has it."""
         return {"ok": self.ok, "problems": self.problems, "notes": self.notes, "facts": self.facts}
@@ -56,48 +63,84 @@ class Report:
 
 
 def check(run: Run, rows: int = 200) -> Report:
-    """Reads the first rows of every stage in training order, builds the model, and matches the two.
+    """Reads the first rows of every stage in training order, builds the model without weights, and matches the two.
 
     Args:
         run: what would be trained.
-        rows: how many rows of each stage are encoded, with their media decoded.
+        rows: how many rows of each stage, and how many held out, are encoded, with their media decoded.
     """
     report = Report()
     report.facts.append(f"config: {len(run.config.stages)} stages, written to {run.folder}")
-    problem = export_problem(run.reader.towers)
-    if problem:
-        report.notes.append(f"`mmsft export` will not be possible: {problem}")
-    _collect(report, _folder(run))
+    last = _last(run, report)
     _collect(report, _loggers(run))
-    names = None
-    try:
-        names = named_parameters(run.model())
-        report.facts.append(f"model: {sum(parameter.numel() for parameter in names.values()):,} parameters")
-        for part in idle_parts(names, [stage.train for stage in run.config.stages]):
-            report.notes.append(f"model.{part} has no learning rate in any stage: it stays as it was drawn")
-    except MmsftError as error:
-        report.problems.append(f"model: {error}")
-    for stage in run.config.stages:
-        if names is not None:
-            _collect(report, _learning(run, stage, names))
+    _collect(report, _parts(run, last))
+    model = _model(run, report)
+    if model is not None:
+        _collect(report, _model_facts(run, model))
+        _collect(report, _starts(run, model, last))
+    for stage in run.ahead(last):
+        if model is not None:
+            _collect(report, _learning(run, stage, named_parameters(model)))
         _collect(report, _data(run, stage, rows))
     return report
 
 
 def _collect(report: Report, findings: Iterator[tuple[str, str]]) -> None:
-    """Files (``facts``, ``notes`` or ``problems``, text) pairs, and the error that ends them as a problem."""
-    try:
+    """Files (``facts``, ``notes`` or ``problems``, text) pairs, and the error that ends them."""
+    problems = Problems()
+    with problems.collect():
         for kind, text in findings:
             getattr(report, kind).append(text)
-    except MmsftError as error:
-        report.problems.append(str(error))
+    report.add(problems)
 
 
-def _folder(run: Run) -> Iterator[tuple[str, str]]:
-    last = newest(run.folder)
-    if last is not None:
-        refuse_other_settings(last, run)
-        yield "notes", f"{run.folder} has a checkpoint: training goes on from {last.path.name}"
+def _last(run: Run, report: Report) -> Checkpoint | None:
+    """Returns the checkpoint from which training would go on."""
+    problems = Problems()
+    last = None
+    with problems.collect():
+        last = newest(run.folder)
+        if last is not None:
+            report.notes.append(f"{run.folder} has a checkpoint: training goes on from {last.path.name}")
+            refuse_other_settings(last, run)
+    report.add(problems)
+    return last
+
+
+def _parts(run: Run, last: Checkpoint | None) -> Iterator[tuple[str, str]]:
+    run.prepare(last)
+    yield "facts", "data, templates and tokenizer: found"
+
+
+def _model(run: Run, report: Report) -> MultimodalModel | None:
+    """Builds the model without the decoder's weights; where that fails, looks at every tower all the same."""
+    problems = Problems()
+    model = None
+    with problems.collect():
+        model = run.model(empty=True)
+    if model is None:
+        for tower in run.config.model.towers.values():
+            with problems.collect():
+                tower.modality.value.encoder()
+    report.add(problems)
+    return model
+
+
+def _model_facts(run: Run, model: MultimodalModel) -> Iterator[tuple[str, str]]:
+    names = named_parameters(model)
+    total = sum(parameter.numel() for parameter in names.values())
+    yield "facts", f"model: {total:,} parameters; its files hold those of the decoder"
+    for part in idle_parts(names, [stage.train for stage in run.config.stages]):
+        yield "notes", f"model.{part} has no learning rate in any stage: it stays as it was drawn"
+    if problem := rehearsal_problem(model, run.tokenizer):
+        yield "notes", f"`mmsft export` will not be possible: {problem}"
+
+
+def _starts(run: Run, model: MultimodalModel, last: Checkpoint | None) -> Iterator[tuple[str, str]]:
+    """Compares the checkpoints that will be loaded with the model."""
+    for start in [*filter(None, [last]), *run.starts(last)]:
+        ckpt.check_weights(start.path, model)
+        yield "facts", f"{start.path}: fits the model"
 
 
 def _loggers(run: Run) -> Iterator[tuple[str, str]]:
@@ -117,16 +160,24 @@ def _learning(run: Run, stage: StageConfig, names: Mapping[str, nn.Parameter]) -
 
 def _data(run: Run, stage: StageConfig, rows: int) -> Iterator[tuple[str, str]]:
     mixture = run.mixture(stage.recipe)
+    total, held_out = len(mixture.train), len(mixture.held_out)
+    first = rows_at(run.order_seed(stage), total, 0, min(rows, total))
+    yield from _rows(run, stage, f"{total:,} rows", mixture.train[first])
+    if held_out:
+        first = permutation(run.config.seed, 0, held_out)[:rows]
+        yield from _rows(run, stage, f"{held_out:,} rows held out", mixture.held_out[first])
+
+
+def _rows(run: Run, stage: StageConfig, whole: str, pairs: Ints) -> Iterator[tuple[str, str]]:
+    """Encodes rows, the first of a whole, and loads their media."""
+    mixture = run.mixture(stage.recipe)
     encoding = Encoding(run.encoder(stage.recipe), run.reader, int(stage.micro_batch.value))
-    total = len(mixture.train)
-    pairs = mixture.train[rows_at(run.order_seed(stage), total, 0, min(rows, total))]
     read: list[Encoded] = []
     lost: list[LostRow] = []
     for start in range(0, len(pairs), 32):
         encoded, _, unread = read_rows(mixture, encoding, pairs[start : start + 32])
         read, lost = read + encoded, lost + unread
-    held = f", {len(mixture.held_out):,} held out" if len(mixture.held_out) else ""
-    yield "facts", f"stage {stage.name}: {total:,} rows{held}; {len(read)} of the first {len(pairs)} read"
+    yield "facts", f"stage {stage.name}: {whole}; {len(read)} of the first {len(pairs)} read"
     if read:
         tokens, learned = mean(len(row) for row in read), mean(len(row.targets) for row in read)
         yield "facts", f"stage {stage.name}: {tokens:.1f} tokens a row, {learned:.1f} of them learned"
@@ -134,7 +185,9 @@ def _data(run: Run, stage: StageConfig, rows: int) -> Iterator[tuple[str, str]]:
         yield "notes" if read else "problems", f"stage {stage.name}: {row.reason}"
     if len(lost) > stage.recipe.budget * len(pairs):
         counts = ", ".join(f"{count} {fate}" for fate, count in Counter(row.fate for row in lost).items())
-        yield "problems", f"stage {stage.name}: {counts} of {len(pairs)} rows; the budget is {stage.recipe.budget:.1%}"
+        budget = f"the budget is {stage.recipe.budget:.1%}"
+        yield "problems", f"stage {stage.name}: {whole}: {counts} of the first {len(pairs)}; {budget}"
     seen = {placed.media.modality for row in read for placed in row.media}
     for name in sorted(run.config.model.towers.keys() - seen):
-        yield "notes", f"stage {stage.name}: none of these rows has {name} media, and the model has an {name} tower"
+        missing = f"none of the first {len(pairs)} of its {whole} has {name} media, and the model has an {name} tower"
+        yield "notes", f"stage {stage.name}: {missing}"

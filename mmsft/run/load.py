@@ -16,13 +16,16 @@ from mmsft.config import Origins, RecipeConfig, RunConfig, StageConfig, read_con
 from mmsft.data.chat import ChatEncoder
 from mmsft.data.media_reader import MediaReader
 from mmsft.data.mixture import Mixture
-from mmsft.data.template import resolve_template
+from mmsft.data.template import resolve_template, template_in_file
 from mmsft.data.tokens import Tokenizer
+from mmsft.errors import ConfigError, Problems
 from mmsft.modalities import modality_spec
 from mmsft.model.build import build_model
 from mmsft.model.decoder import load_tokenizer
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.names import named_parameters
+from mmsft.train import checkpoint as ckpt
+from mmsft.train.checkpoint import Checkpoint
 from mmsft.train.optim import freeze, select
 
 CONFIG = "config.yaml"
@@ -81,14 +84,52 @@ class Run:
             self._mixtures[key] = Mixture(recipe, self.config.seed)
         return self._mixtures[key]
 
-    def model(self) -> MultimodalModel:
-        """Builds the model, with the weights that the config names; what is fresh follows from the seed."""
+    def ahead(self, last: Checkpoint | None) -> tuple[StageConfig, ...]:
+        """Returns the stages that aren't over at a checkpoint."""
+        return self.config.stages[last.state.stage + last.state.done if last else 0 :]
+
+    def starts(self, last: Checkpoint | None) -> list[Checkpoint]:
+        """Returns the checkpoints that stages which haven't begun at a checkpoint will start from.
+
+        Raises:
+            ConfigError: a stage's `init_from` has no complete checkpoint.
+        """
+        waiting = self.config.stages[last.state.stage + 1 if last else 0 :]
+        return [start for stage in waiting if (start := starting_point(stage))]
+
+    def prepare(self, last: Checkpoint | None) -> None:
+        """Opens what can be wrong without the model: data and templates of all stages, and what they start from.
+
+        Args:
+            last: where training goes on; what is over needs nothing more.
+
+        Raises:
+            MmsftError: with all that is wrong.
+        """
+        problems = Problems()
+        for stage in self.ahead(last):
+            with problems.collect():
+                self.mixture(stage.recipe)
+            with problems.collect():
+                template_in_file(stage.recipe.template)
+            with problems.collect():
+                self.encoder(stage.recipe)
+        with problems.collect():
+            self.starts(last)
+        problems.tell()
+
+    def model(self, *, empty: bool = False) -> MultimodalModel:
+        """Builds the model, with the weights that the config names; what is fresh follows from the seed.
+
+        Args:
+            empty: leave the decoder without weights, of which the files' headers are read only.
+        """
         torch.manual_seed(self.config.seed)
-        return build_model(self.config.model, self.tokenizer)
+        return build_model(self.config.model, self.tokenizer, empty=empty)
 
     def describe(self, model: MultimodalModel | None = None) -> str:
         """Returns what the run trains, stage by stage, and on what; builds the model unless it is given."""
-        model = model or self.model()
+        model = model or self.model(empty=True)
         names = named_parameters(model)
         total = sum(parameter.numel() for parameter in names.values())
         lines = [f"run {self.folder}", f"decoder {self.config.model.decoder.name}: {type(model.decoder).__name__}"]
@@ -109,15 +150,41 @@ class Run:
         groups = select(names, stage.train)
         freeze(names, groups)
         yield f"\nstage {stage.name}: {stage.duration}, batches of {stage.batch}"
-        for source in mixture.sources:
-            yield f"  data {source.name}: {len(source.rows):,} rows, {source.config.format}"
-        yield f"  trained on {len(mixture.train):,} rows, held out {len(mixture.held_out):,}"
+        for number, source in enumerate(mixture.sources):
+            split = {"trained on": mixture.train, "held out": mixture.held_out}
+            counts = {what: int((pairs[:, 0] == number).sum()) for what, pairs in split.items()}
+            used = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+            yield f"  data {source.name}: {used}, of {len(source.rows):,} rows, {source.config.format}"
         for group in groups:
             count = sum(names[name].numel() for name in group.names)
             yield f"  learns  {group.pattern:<32} {count:>13,} parameters at {group.config.lr:g}"
         for part in model.parts():
             if part.frozen:
                 yield f"  frozen  {part.name:<32} {part.frozen:>13,} parameters"
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """Returns a run's last complete checkpoint."""
+    found = ckpt.complete(folder / "checkpoints")
+    return found[-1] if found else None
+
+
+def starting_point(stage: StageConfig) -> Checkpoint | None:
+    """Returns the checkpoint that the stage's `init_from` means, if it has one.
+
+    Raises:
+        ConfigError: the folder has no complete checkpoint.
+    """
+    if stage.init_from is None:
+        return None
+    path = assets.resolve(stage.init_from)
+    last = newest(path)
+    if last is None:
+        raise ConfigError(
+            f"stage {stage.name}: init_from: {str(path)!r} has no complete checkpoint; "
+            "name a run folder of `mmsft train`"
+        )
+    return last
 
 
 def load_run(path: str | Path, overrides: Sequence[str] = ()) -> Run:

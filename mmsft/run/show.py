@@ -1,9 +1,11 @@
 """Shows rows as the model sees them."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 from rich.console import Console
 from rich.text import Text as Styled
@@ -14,7 +16,11 @@ from mmsft.data.tokens import Tokenizer
 from mmsft.data.tree import threads
 from mmsft.errors import ConfigError, DataError, suggest
 from mmsft.run.load import Run
-from mmsft.types import Encoded
+from mmsft.types import Encoded, Media
+
+_LONGEST: Final = 4  # bytes of a character
+# Rows may hold what a terminal would obey; Unicode has a picture of each, from U+2400 on.
+_UNSEEN: Final = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +29,9 @@ class Token:
 
     Attributes:
         id: in the vocabulary.
-        text: what it says.
+        text: what it says; a character of several tokens is the last one's.
         weight: with which it is learned; None = context.
-        media: what it is a slot of, if it is one.
+        media: the medium that it is a slot of, if it is one.
         control: whether it is an added token, e.g. the end of a turn.
     """
 
@@ -38,10 +44,19 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """A thread of a row, or why the row can't be used; what threads share is learned in the first of them."""
+    """A thread of a row, or why the row can't be used; what threads share is learned in the first of them.
+
+    Attributes:
+        id: of the row.
+        tokens: of the thread.
+        added: texts of the tokenizer's control tokens; a row that holds one as text is not to look like the token.
+        error: why the row can't be used.
+        thread: its number among the row's `threads`.
+    """
 
     id: str
     tokens: tuple[Token, ...] = ()
+    added: tuple[str, ...] = ()
     error: str | None = None
     thread: int = 1
     threads: int = 1
@@ -52,33 +67,49 @@ class Shown:
         return {"row": self.id, "thread": self.thread, "threads": self.threads, "error": self.error, "tokens": tokens}
 
     def text(self) -> str:
-        """Returns the row for a terminal: learned tokens green, control tokens blue, media as one mark."""
+        """Returns the row for a terminal or a file: learned text in ⟦ ⟧, media in ⟨ ⟩, typed control tokens marked."""
         console = Console(highlight=False, soft_wrap=True)
         with console.capture() as captured:
             of = f", thread {self.thread} of {self.threads}" if self.threads > 1 else ""
-            console.rule(Styled(self.id + of), align="left")
+            console.print(Styled(f"── {self.id}{of} ──", style="bold"))
             if self.error:
                 console.print(Styled(self.error, style="red"))
             else:
                 console.print(self._body())
                 console.print(Styled(self._ids(), style="dim"))
-                learned = sum(token.weight is not None for token in self.tokens)
-                media = sum(token.media is not None for token in self.tokens)
-                console.print(Styled(f"{len(self.tokens)} tokens, {learned} learned, {media} of media", style="dim"))
+                console.print(Styled(self._counts(), style="dim"))
         return captured.get().rstrip("\n")
 
     def _body(self) -> Styled:
         body = Styled()
-        last: str | None = None
-        for token in self.tokens:
-            if token.media is None:
-                style = "bold green" if token.weight else "blue" if token.control else ""
-                mark = "" if token.weight in (None, 1.0) else f"[weight {token.weight:g}]"
-                body.append(token.text + mark, style)
-            elif token.media != last:
-                body.append(token.media, "magenta")
-            last = token.media
+        for (media, weight), same in groupby(self.tokens, key=lambda token: (token.media, token.weight)):
+            run = list(same)
+            if media is not None:
+                body.append(f"⟨{media}, {len(run)} tokens⟩", "magenta")
+            elif weight is None:
+                self._write(body, run, "")
+            else:
+                body.append("⟦", "green")
+                self._write(body, run, "bold green")
+                body.append("⟧" if weight == 1 else f"⟧[weight {weight:g}]", "green")
         return body
+
+    def _write(self, body: Styled, tokens: Sequence[Token], style: str) -> None:
+        for control, same in groupby(tokens, key=lambda token: token.control):
+            text = "".join(token.text for token in same).translate(_UNSEEN)
+            if control:
+                body.append(text, style or "blue")
+                continue
+            for index, piece in enumerate(self._typed().split(text)):
+                body.append(f"[text: {piece}]" if index % 2 else piece, "yellow" if index % 2 else style)
+
+    def _typed(self) -> re.Pattern[str]:
+        return re.compile(f"({'|'.join(map(re.escape, self.added)) or '(?!)'})")
+
+    def _counts(self) -> str:
+        learned = sum(token.weight is not None for token in self.tokens)
+        media = sum(token.media is not None for token in self.tokens)
+        return f"{len(self.tokens)} tokens, {learned} learned ⟦ ⟧, {media} of media ⟨ ⟩"
 
     def _ids(self) -> str:
         """Returns the token ids; those of a medium's slots as one, with their number."""
@@ -90,16 +121,25 @@ class Shown:
 
 
 def show_rows(run: Run, stage: str | None, start: int, rows: int) -> Iterator[Shown]:
-    """Yields rows in the order in which training sees them, thread by thread.
+    """Yields rows in the order in which the first epoch sees them, thread by thread.
+
+    Args:
+        run: a run.
+        stage: the name of the stage whose recipe is shown; the first if there is none.
+        start: the first row, from 0.
+        rows: how many at most.
 
     Raises:
-        ConfigError: there is no such stage.
+        ConfigError: there is no such stage, or no such row.
     """
     chosen = stage_named(run, stage)
     mixture = run.mixture(chosen.recipe)
     encoder = run.encoder(chosen.recipe)
     seed = run.order_seed(chosen)
-    for row in rows_at(seed, len(mixture.train), start, start + rows):
+    count = len(mixture.train)
+    if not 0 <= start < count:
+        raise ConfigError(f"--start {start}: stage {chosen.name} trains on {count} rows; write 0 to {count - 1}")
+    for row in rows_at(seed, count, start, min(start + rows, count)):
         pair = mixture.train[row]
         try:
             encoded = encoder.encode(mixture.conversation(pair))
@@ -109,7 +149,7 @@ def show_rows(run: Run, stage: str | None, start: int, rows: int) -> Iterator[Sh
         chains = threads(encoded)
         for number, chain in enumerate(chains, 1):
             tokens = tuple(_tokens(chain, encoder.tokenizer))
-            yield Shown(encoded.id, tokens, thread=number, threads=len(chains))
+            yield Shown(encoded.id, tokens, encoder.tokenizer.added, thread=number, threads=len(chains))
 
 
 def stage_named(run: Run, name: str | None) -> StageConfig:
@@ -132,10 +172,35 @@ def _tokens(encoded: Encoded, tokenizer: Tokenizer) -> Iterator[Token]:
     for position, weight in zip(encoded.targets.position.tolist(), encoded.targets.weight.tolist(), strict=True):
         weights[position + 1] = weights.get(position + 1, 0.0) + weight
     media = {
-        int(slot): f"<{placed.media.modality}:{len(placed.slots)} tokens>"
-        for placed in encoded.media
+        int(slot): f"{placed.media.modality} {number}: {_name(placed.media)}"
+        for number, placed in enumerate(encoded.media, 1)
         for slot in placed.slots
     }
-    for index, token in enumerate(encoded.input_ids.tolist()):
-        text = "" if index in media else tokenizer.decode([token])
-        yield Token(token, text, weights.get(index), media.get(index), text in tokenizer.added)
+    ids = encoded.input_ids.tolist()
+    for index, (id, text) in enumerate(zip(ids, _texts(ids, media, tokenizer), strict=True)):
+        yield Token(id, text, weights.get(index), media.get(index), text in tokenizer.added)
+
+
+def _texts(ids: Sequence[int], slots: Container[int], tokenizer: Tokenizer) -> list[str]:
+    """Returns the text of each token; of those that spell one character together, the last has it."""
+    texts: list[str] = []
+    begun: list[int] = []
+    for index, id in enumerate(ids):
+        alone = "" if index in slots else tokenizer.decode([id])
+        if index in slots or alone in tokenizer.added:
+            if begun:
+                texts[-1], begun = tokenizer.decode(begun), []
+            texts.append(alone)
+            continue
+        begun.append(id)
+        text = tokenizer.decode(begun) if len(begun) > 1 else alone
+        if text.endswith("�") and len(begun) < _LONGEST and index + 1 < len(ids):
+            texts.append("")
+        else:
+            texts.append(text)
+            begun = []
+    return texts
+
+
+def _name(media: Media) -> str:
+    return Path(media.ref).name if isinstance(media.ref, str) else f"{len(media.ref)} bytes"

@@ -12,7 +12,6 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from mmsft import assets
 from mmsft.assistant import Assistant
 from mmsft.config import StageConfig, dump_config
 from mmsft.data.ledger import Ledger, LostRow
@@ -23,10 +22,11 @@ from mmsft.errors import CheckpointError, ConfigError, DataError
 from mmsft.eval.loss import held_out_loss
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.names import fresh, named_parameters
+from mmsft.model.tuning.lora import skip_idle_lora
 from mmsft.objectives import sft
 from mmsft.parallel import Ranks
 from mmsft.run.books import Books
-from mmsft.run.load import CONFIG, Run
+from mmsft.run.load import CONFIG, Run, newest, starting_point
 from mmsft.run.lock import locked, unwritable
 from mmsft.train import checkpoint as ckpt
 from mmsft.train.checkpoint import Checkpoint, State
@@ -99,7 +99,10 @@ def execute(run: Run) -> Generator[tuple[StageConfig, Step, Assistant], None, No
 
 def _session(run: Run, ranks: Ranks, last: Checkpoint | None) -> Session:
     with ranks.main_first():
+        run.prepare(last)
         model = run.model()
+        for start in run.starts(last):
+            ckpt.check_weights(start.path, model)
     for part in idle_parts(named_parameters(model), [stage.train for stage in run.config.stages]):
         log.warning("model.%s has no learning rate in any stage: it stays as it was drawn", part)
     # Before there is an optimiser: its restored moments lie where the parameters do.
@@ -137,12 +140,6 @@ def _write_config(run: Run) -> None:
         raise unwritable(run.folder, error) from error
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """Returns a run's last complete checkpoint."""
-    found = ckpt.complete(folder / "checkpoints")
-    return found[-1] if found else None
-
-
 def deciding(run: Run) -> dict[str, Any]:
     """Returns the settings that decide the weights, as JSON has them."""
     values = run.config.model_dump(mode="json", exclude=_FREE)
@@ -159,10 +156,13 @@ def refuse_other_settings(last: Checkpoint, run: Run) -> None:
     found = ckpt.differences(last.state.config, deciding(run))
     if found:
         listed = "\n".join(f"  - {line}" for line in found[:12])
-        raise CheckpointError(
-            f"{last.path} is from another config:\n{listed}\n"
-            "take the settings back, give this run another `out`, or start it from these weights with `init_from`"
-        )
+        ways = "take the settings back, give this run another `out`, or start it from these weights with `init_from`"
+        if any(".duration: " in line for line in found):
+            ways += (
+                "\na duration decides the learning rate of every step, so that it can't change on the way; to train "
+                f"longer, write a config with another `out` and a stage with `init_from: {run.folder}`"
+            )
+        raise CheckpointError(f"{last.path} is from another config:\n{listed}\n{ways}")
 
 
 def _stage(
@@ -172,8 +172,8 @@ def _stage(
     run, ranks, model = session.run, session.ranks, session.model
     mixture = run.mixture(stage.recipe)
     encoding = Encoding(run.encoder(stage.recipe), run.reader, int(stage.micro_batch.value))
-    if stage.init_from and resumed is None:
-        session.kept |= _init_from(stage.init_from, model)
+    if resumed is None and (start := starting_point(stage)):
+        session.kept |= ckpt.restore_weights(start.path, model)
     optimizer = _optimizer(session, stage, mixture)
     if resumed is not None:
         names = named_parameters(model)
@@ -219,6 +219,7 @@ def _optimizer(session: Session, stage: StageConfig, mixture: Mixture) -> Optimi
     learning = {name for group in groups for name in group.names}
     refuse_idle_towers(session.run, stage, mixture, learning)
     session.kept |= learning
+    skip_idle_lora(session.model.decoder)
     return build(names, groups, stage.optimizer)
 
 
@@ -242,14 +243,6 @@ def refuse_idle_towers(run: Run, stage: StageConfig, mixture: Mixture, learning:
             f"stage {stage.name}: the {name} tower learns, but none of the recipe's {len(mixture.train)} rows has "
             f"{name} media; take towers.{name} out of `train`, or mend the recipe"
         )
-
-
-def _init_from(folder: str, model: MultimodalModel) -> set[str]:
-    path = assets.resolve(folder)
-    last = newest(path)
-    if last is None:
-        raise ConfigError(f"init_from: {str(path)!r} has no complete checkpoint; name a run folder of `mmsft train`")
-    return ckpt.restore_weights(last.path, model)
 
 
 def _steps(session: Session, stage: StageConfig, mixture: Mixture, encoding: Encoding) -> Steps:

@@ -199,6 +199,15 @@ def restore_weights(checkpoint: Path, model: nn.Module) -> set[str]:
     return load_weights(model, checkpoint / "weights.safetensors")
 
 
+def check_weights(checkpoint: Path, model: nn.Module) -> None:
+    """Tells whether `restore_weights` would fit the model; reads the file's header only.
+
+    Raises:
+        CheckpointError: the weights are of another model, or the file is damaged.
+    """
+    load_weights(model, checkpoint / "weights.safetensors", compare_only=True)
+
+
 def restore_optimizer(checkpoint: Path, optimizer: Optimizer, names: Mapping[str, nn.Parameter]) -> None:
     """Loads the optimiser's tensors.
 
@@ -263,11 +272,14 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
         if isinstance(old, dict) and isinstance(new, dict):
             found += differences(old, new, f"{prefix}{key}.")
         elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-            found += differences(_by_place(old), _by_place(new), f"{prefix}{key}.")
+            found += differences(_by_name(old, new), _by_name(new, old), f"{prefix}{key}.")
         elif old != new:
             found.append(f"{prefix}{key}: {old!r} → {new!r}")
     return found
 
 
-def _by_place(items: list[Any]) -> dict[str, Any]:
-    return {str(index): item for index, item in enumerate(items)}
+def _by_name(items: list[Any], others: list[Any]) -> dict[str, Any]:
+    """Returns a list as a mapping from the items' names, as overrides take them; by place where names differ."""
+    names, theirs = ([item.get("name") if isinstance(item, dict) else None for item in of] for of in (items, others))
+    same = names == theirs and all(names)
+    return {str(name if same else index): item for index, (name, item) in enumerate(zip(names, items, strict=True))}

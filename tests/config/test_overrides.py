@@ -62,7 +62,7 @@ def test_null_turns_a_setting_off() -> None:
         ("seed", "an override is key=value"),
         ("=3", "an override is key=value"),
         ("a..b=3", "an override is key=value"),
-        ("seed=[1", "the value isn't YAML"),
+        ("seed=[1", "the value: not valid YAML"),
         ("seed={a: 1, a: 2}", "'a' is stated twice"),
         ("stages.2.batch=1 example", "no '2' in stages; there are align, instruct"),
         ("stages.-1.batch=1 example", "no '-1' in stages"),
@@ -70,7 +70,7 @@ def test_null_turns_a_setting_off() -> None:
         ("out.folder=x", "out is text and has no 'folder'"),
         ("sed=3", "command line: sed: unknown key (did you mean 'seed'?)"),
         ("model.towers.image.modalty.kind=x", "command line: model.towers.image.modalty: unknown key"),
-        ("stages.0.train.decoder.lora.lrr=1", "stages.0.train.decoder.lora.lrr"),
+        ("stages.0.train.decoder.lora.lrr=1", "stages.align.train.decoder.lora.lrr"),
     ],
 )
 def test_an_override_that_reaches_nothing_says_why(override: str, said: str) -> None:

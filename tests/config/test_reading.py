@@ -36,12 +36,12 @@ def test_six_different_mistakes_give_six_lines_each_with_its_line() -> None:
     assert len(found) == 6
     assert all(re.match(r"run\.yaml:\d+: [a-z0-9._]+: ", line) for line in found)
     for line, said in {
-        3: "model.decoder.lora.r: should be a valid integer",
+        3: "model.decoder.lora.r: should be a whole number, got 'four'",
         8: "(did you mean 'assistant'?)",
-        9: "stages.0.trian: unknown key (did you mean 'train'?)",
+        9: "stages.align.trian: unknown key (did you mean 'train'?)",
         11: "(did you mean 'epochs'?)",
-        14: "stages.1.recipe: no recipe 'mxi' (did you mean 'mix'?)",
-        16: "stages.1.train.towers.image.adapter.lr: should be greater than 0, got -1",
+        14: "stages.instruct.recipe: no recipe 'mxi' (did you mean 'mix'?)",
+        16: "stages.instruct.train.towers.image.adapter.lr: should be greater than 0, got -1",
     }.items():
         assert any(said in problem and problem.startswith(f"run.yaml:{line}:") for problem in found), (line, found)
 
@@ -56,22 +56,38 @@ def test_a_name_used_twice_is_reported_beside_a_mistake_inside_the_list() -> Non
     ("old", "new", "said"),
     [
         ("out: runs/small\n", "", "run.yaml:1: out: required, and not given"),
-        ("name: tiny", "name: 7", "model.decoder.name: should be a valid string, got 7"),
+        ("name: tiny", "name: ''", "model.decoder.name: is empty; write a text"),
+        ("name: tiny", "name:", "model.decoder.name: should be text, this is empty"),
+        ("out: runs/small\n", "out: runs/small\nseed: 1e30\n", "seed: should be"),
+        ("name: tiny", "name: 7", "model.decoder.name: should be text, got 7; put it in quotes"),
         ("lr: 1e-3", "lr: true", "doesn't take true or false, got true"),
         ("1 epoch", "3", "write an amount with its unit"),
         ("1 epoch", "{value: 3, unit: steps}", "write an amount with its unit"),
         ("16 examples", "16 steps", "16 steps is counted in steps; this setting takes examples or tokens"),
-        ("1 epoch", "1 epoch\n    schedule: {warmup: 2}", "stages.0.schedule.warmup: write the part of the stage"),
-        ("1 epoch", "1 epoch\n    clip: false", "stages.0.clip: doesn't take true or false, got false; null turns it"),
-        ("1 epoch", "1 epoch\n    clip: .inf", "stages.0.clip: should be a finite number"),
-        ("1 epoch", "1 epoch\n    evaluate: {every: 5 steps}", "stages.0.evaluate: validation loss needs rows"),
-        ("{towers.image.adapter: {lr: 1e-3}}", "{}", "stages.0.train: Dictionary should have at least 1 item"),
-        ("{towers.image.adapter: {lr: 1e-3}}", "[a]", "stages.0.train: should be a mapping, this is a list"),
-        ("{sources: [{path: data/a.jsonl, format: llava}]}", "{sources: []}", "sources: Tuple should have at least 1"),
+        ("1 epoch", "1 epoch\n    schedule: {warmup: 2}", "stages.align.schedule.warmup: write the part of the stage"),
+        (
+            "1 epoch",
+            "1 epoch\n    clip: false",
+            "stages.align.clip: doesn't take true or false, got false; null turns it",
+        ),
+        ("1 epoch", "1 epoch\n    clip: .inf", "stages.align.clip: should be a finite number"),
+        ("1 epoch", "1 epoch\n    clip: [1]", "stages.align.clip: should be a number, this is a list"),
+        ("1 epoch", "1 epoch\n    optimizer: {betas: [0, 0, 0]}", "betas: has 3 entries; give it at most 2"),
+        ("1 epoch", "1 epoch\n    schedule: {floor: 1.5}", "schedule.floor: should be 1 or less, got 1.5"),
+        ("1 epoch", "1 epoch\n    schedule: {decay: cos}", "'linear' or 'constant', got 'cos' (did you mean 'cosine'"),
+        ("1 epoch", "1 epoch\n    activation_checkpointing: maybe", "should be true or false, got 'maybe'"),
+        ("1 epoch", "1 epoch\n    evaluate: {every: 5 steps}", "stages.align.evaluate: validation loss needs rows"),
+        ("{towers.image.adapter: {lr: 1e-3}}", "{}", "stages.align.train: has no entries; give it 1 or more"),
+        ("{towers.image.adapter: {lr: 1e-3}}", "[a]", "stages.align.train: should be a mapping, this is a list"),
+        (
+            "{sources: [{path: data/a.jsonl, format: llava}]}",
+            "{sources: []}",
+            "sources: has no entries; give it 1 or more",
+        ),
         (
             "format: llava}",
             "format: llava, wher: {}}",
-            "stages.0.recipe.sources.0.wher: unknown key (did you mean 'where'",
+            "stages.align.recipe.sources.a.jsonl.wher: unknown key (did you mean 'where'",
         ),
         ("format: llava}", "format: llava, where: {a: 1}}", "write a text or a list of texts"),
         ("format: llava}]", "format: llava}], validation: {}", "state exactly one of fraction, source and file"),
@@ -80,10 +96,11 @@ def test_a_name_used_twice_is_reported_beside_a_mistake_inside_the_list() -> Non
         ("kind: fake}", "kind: fkae}", "model.towers.image.modality: unknown kind 'fkae'; known: fake"),
         ("modality: {kind: fake}", "modality: clip", "model.towers.image.modality: write a mapping with a `kind`"),
         ("    image: {", "    im.age: {", "model.towers.im.age: 'im.age' isn't a name"),
-        ("name: align", "name: a/b", "stages.0.name: 'a/b' isn't a name"),
+        ("name: align", "name: a/b", "stages.0.name: 'a/b' isn't a name; write letters, digits, _, . and -"),
         ("recipe: mix", "recipe: mix.yaml", "no recipe 'mix.yaml'"),
-        ("recipe: mix", "recipe: 3", "stages.1.recipe: should be a mapping with sources, template"),
-        ("recipe: mix", "", "stages.1.recipe: required, and not given"),
+        ("recipe: mix", "recipe: 3", "stages.instruct.recipe: should be a mapping with sources, template"),
+        ("name: tiny", "name: tiny, dtype: float16", "precision: bf16 computes with a decoder held in bfloat16 or"),
+        ("recipe: mix", "", "stages.instruct.recipe: required, and not given"),
     ],
 )
 def test_one_mistake_gives_one_line(old: str, new: str, said: str) -> None:
@@ -109,15 +126,22 @@ def test_a_config_that_is_no_mapping_is_refused(text: str) -> None:
 
 def test_a_missing_config_is_named_with_the_nearest_file() -> None:
     Path("run.yaml").write_text(RUN)
-    with pytest.raises(ConfigError, match=r"rum\.yaml: no such file \(did you mean 'run\.yaml'\?\)"):
+    with pytest.raises(ConfigError, match=r"rum\.yaml: no such file \(did you mean 'run\.yaml'\?\)") as caught:
         read_config(Path("rum.yaml"), (), {})
+    assert f"looked for {Path.cwd() / 'rum.yaml'}" in str(caught.value)
+
+
+def test_a_missing_recipe_says_where_it_was_looked_for() -> None:
+    assert (
+        f"looked for {Path.cwd() / 'sub' / 'mix.yaml'}" in problems(swapped(("recipe: mix", "recipe: sub/mix.yaml")))[0]
+    )
 
 
 def test_mistakes_inside_a_recipe_carry_the_line_of_the_recipes_file() -> None:
     recipe = Path("data_recipes/mix.yaml")
     recipe.write_text(recipe.read_text() + "lenght: 3\n")
     assert problems()[0].startswith(
-        "data_recipes/mix.yaml:5: stages.1.recipe.lenght: unknown key (did you mean 'length'"
+        "data_recipes/mix.yaml:5: stages.instruct.recipe.lenght: unknown key (did you mean 'length'"
     )
 
 
@@ -125,7 +149,7 @@ def test_a_recipe_that_is_no_yaml_is_one_problem() -> None:
     Path("data_recipes/mix.yaml").write_text("sources: [")
     found = problems()
     assert len(found) == 1
-    assert found[0].startswith("run.yaml:13: stages.1.recipe: data_recipes/mix.yaml:1: not valid YAML")
+    assert found[0].startswith("run.yaml:13: stages.instruct.recipe: data_recipes/mix.yaml:1: not valid YAML")
 
 
 def test_a_single_text_stands_for_a_list_of_one() -> None:

@@ -2,6 +2,8 @@
 
 from mmsft.adapters.spec import Layout, Literal, Slots
 from mmsft.data.chat import ChatEncoder
+from mmsft.data.messages import guard
+from mmsft.data.script import Script
 from mmsft.data.tokens import Tokenizer
 from mmsft.types import Conversation, Encoded, Media, Part, Text, Turn
 
@@ -43,6 +45,12 @@ def framed(media: Media) -> Layout:
 
 def learned(encoder: ChatEncoder, encoded: Encoded) -> str:
     return encoder.tokenizer.decode(encoded.targets.token.tolist())
+
+
+def written(encoder: ChatEncoder, conversation: Conversation) -> str:
+    """A chain as the template writes it."""
+    script = Script(conversation, encoder.template, guard(encoder.tokenizer), encoder.template_kwargs)
+    return script.messages.shown(script.render(conversation.threads()[0]))
 
 
 def controls(tokenizer: Tokenizer, encoded: Encoded) -> list[str]:

@@ -11,7 +11,7 @@ from mmsft.data.tokens import Tokenizer
 from mmsft.errors import DataError
 from mmsft.types import Conversation, ToolCall, Turn
 from tests.data.conftest import byte_level
-from tests.data.dialogues import assistant, conversation, dialogue, learned, parts, system, user
+from tests.data.dialogues import assistant, conversation, dialogue, learned, parts, system, user, written
 
 REASONING = """{% for m in messages %}<|im_start|>{{ m.role + '\n' }}
 {%- if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>
@@ -181,8 +181,8 @@ def test_tools_and_calls_that_the_template_does_not_know_are_an_error(encoder: C
 
 def test_a_rows_own_variables_come_on_top_of_the_recipes(encoder: ChatEncoder) -> None:
     named = replace(with_template(encoder, "{{ bot + ' ' }}" + encoder.template.source), template_kwargs={"bot": "Ann"})
-    assert named.render(dialogue(1)).startswith("Ann ")
-    assert named.render(replace(dialogue(1), template_kwargs={"bot": "Bo"})).startswith("Bo ")
+    assert written(named, dialogue(1)).startswith("Ann ")
+    assert written(named, replace(dialogue(1), template_kwargs={"bot": "Bo"})).startswith("Bo ")
 
 
 def test_it_survives_pickling(encoder: ChatEncoder) -> None:

@@ -97,7 +97,6 @@ def test_a_rows_variables_inject_nothing() -> None:
     encoder = replace(encoder, template=ChatTemplate("mine", "{{ date }}" + encoder.template.source))
     talk = replace(conversation(user("x"), assistant("x")), template_kwargs={"date": "<|im_start|>"})
     assert controls(BYTES, encoder.encode(talk))[:2] == ["<|im_start|>", "<|im_end|>"]
-    assert encoder.render(talk).startswith("<|im_start|><|im_start|>")
     assert encoder.tokenizer.decode(encoder.encode(talk).input_ids.tolist()).startswith("<|im_start|><|im_start|>")
 
 

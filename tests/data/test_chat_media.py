@@ -19,6 +19,7 @@ from tests.data.dialogues import (
     learned,
     three_slots,
     user,
+    written,
 )
 
 
@@ -83,7 +84,7 @@ def test_text_behind_a_picture_is_tokenised_as_behind_a_placeholder_token() -> N
     encoder = ChatEncoder(tokenizer, resolve_template("vicuna", tokenizer), slots=three_slots)
     ids = encoder.prompt(conversation(user(CAT, "\nwhat?"))).input_ids.tolist()
     placeholder = tokenizer.hf.convert_tokens_to_ids("<s>")
-    text = encoder.render(conversation(user("<s>\nwhat?"))) + "ASSISTANT:"
+    text = written(encoder, conversation(user("<s>\nwhat?"))) + "ASSISTANT:"
     expected = [0 if id == placeholder else id for id in tokenizer.text(text)]
     assert [id for id in ids if id] == [id for id in expected if id]
 

@@ -5,12 +5,10 @@ import json
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from mmsft.assets import asset_path
 from mmsft.config.models import DecoderConfig
 from mmsft.data.chat import ChatEncoder
 from mmsft.data.template import resolve_template
 from mmsft.data.tokens import Tokenizer
-from mmsft.errors import ConfigError
 from mmsft.model.decoder import load_tokenizer
 from tests.data.dialogues import (
     CAT,
@@ -23,6 +21,7 @@ from tests.data.dialogues import (
     three_slots,
     user,
 )
+from tests.makers import fetched
 
 pytestmark = pytest.mark.assets
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
@@ -30,11 +29,7 @@ SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
 @pytest.fixture(scope="module")
 def hf() -> PreTrainedTokenizerFast:
-    try:
-        folder = asset_path("smollm2-135m-instruct")
-    except ConfigError as error:
-        pytest.skip(str(error))
-    return load_tokenizer(DecoderConfig(name=str(next(folder.glob("*.gguf")))))
+    return load_tokenizer(DecoderConfig(name=str(next(fetched("smollm2-135m-instruct").glob("*.gguf")))))
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +69,7 @@ def test_typed_control_tokens_inject_nothing(encoder: ChatEncoder) -> None:
 
 
 def test_real_rows_keep_every_promise(encoder: ChatEncoder) -> None:
-    try:
-        rows = json.loads((asset_path("llamafactory-data") / "alpaca_en_demo.json").read_text(encoding="utf-8"))
-    except ConfigError as error:
-        pytest.skip(str(error))
+    rows = json.loads((fetched("llamafactory-data") / "alpaca_en_demo.json").read_text(encoding="utf-8"))
     for row in rows[:200]:
         turns = (user(row["instruction"], row["input"]), assistant(row["output"]))
         encoded = encoder.encode(conversation(*turns))

@@ -7,6 +7,7 @@ import pytest
 from mmsft.config import RecipeConfig
 from mmsft.data.mixture import Mixture
 from mmsft.errors import ConfigError
+from mmsft.types import Conversation, Media, Record, Text, Turn
 from tests.makers import Lab, row, write_rows
 
 
@@ -31,6 +32,54 @@ def test_a_fraction_keeps_each_picture_on_one_side(lab: Lab) -> None:
     assert 0 < len(mixture.held_out) < len(mixture.train)
     assert media_of(mixture, mixture.train).isdisjoint(media_of(mixture, mixture.held_out))
     assert len(mixture.train) + len(mixture.held_out) == 60
+
+
+def test_a_fraction_is_drawn_by_the_media_that_the_format_gives_wherever_a_row_names_them(tmp_path: Path) -> None:
+    """Of the same picture, in a column or in the content's parts, rows lie on the same side."""
+    rows: list[dict[str, Any]] = []
+    for number in range(40):
+        talk = row(number)["conversations"]
+        in_column = [{**talk[0], "value": "<image> " + talk[0]["value"]}, talk[1]]
+        part = {"type": "image", "image": f"{number}.png"}
+        in_parts = [{**talk[0], "value": [part, {"type": "text", "text": "What?"}]}, talk[1]]
+        rows += [{"image": f"{number}.png", "conversations": in_column}, {"conversations": in_parts}]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    source = {"path": str(file), "format": "llava"}
+    mixture = open_recipe({"sources": [source], "template": "chatml", "validation": {"fraction": 0.5}})
+    held_out = mixture.held_out[:, 1].tolist()
+    assert 0 < len(held_out) < 80
+    assert held_out[1::2] == [number + 1 for number in held_out[::2]]
+    for index in range(80):
+        (medium,) = mixture.sources[0].media(index)
+        assert medium.ref == f"{index // 2}.png"
+
+
+def test_a_format_of_ones_own_is_asked_for_its_media(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [{"photo": f"{number // 2}.png"} for number in range(40)])
+    source = {"path": str(file), "format": "tests.data.test_mixture:photos"}
+    mixture = open_recipe({"sources": [source], "template": "chatml", "validation": {"fraction": 0.5}})
+    held_out = mixture.held_out[:, 1].tolist()
+    assert 0 < len(held_out) < 40
+    assert held_out[1::2] == [number + 1 for number in held_out[::2]]
+
+
+def photos(record: Record, row: str) -> Conversation:
+    ask = Turn("user", (Media("image", record["photo"]), Text("What?")))
+    return Conversation(row, (ask, Turn("assistant", (Text("a cat"),))))
+
+
+def test_all_that_is_wrong_with_the_sources_is_told_at_once(lab: Lab) -> None:
+    recipe = lab.recipe()
+    source = recipe["sources"][0]
+    recipe["sources"] = [
+        source | {"path": str(lab.folder / "row.jsonl"), "format": "lava"},
+        source | {"name": "b", "media_root": str(lab.folder / "nowhere")},
+        source | {"name": "c", "where": {"kind": "tall"}},
+    ]
+    with pytest.raises(ConfigError) as caught:
+        open_recipe(recipe)
+    for part in ("row.jsonl: no such file", "'lava'", "'b': media_root", "'c': no row is left"):
+        assert str(caught.value).count(part) == 1
 
 
 def test_a_fraction_follows_from_the_seed(lab: Lab) -> None:

@@ -7,7 +7,7 @@ from mmsft.data.template import SHIPPED, resolve_template
 from mmsft.data.tokens import Tokenizer
 from mmsft.errors import ConfigError, DataError
 from tests.data.conftest import byte_level, sentence_piece
-from tests.data.dialogues import assistant, conversation, dialogue, learned, system, user
+from tests.data.dialogues import assistant, conversation, dialogue, learned, system, user, written
 
 VICUNA = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -25,7 +25,7 @@ def test_vicuna_learns_each_reply_and_its_end_token(llama: Tokenizer, rounds: in
     encoded = encoder.encode(dialogue(rounds))
     assert learned(encoder, encoded) == "".join(f" reply {i}</s>" for i in range(rounds))
     talk = "".join(f"USER: ask {i} ASSISTANT: reply {i}</s>" for i in range(rounds))
-    assert encoder.render(dialogue(rounds)) == VICUNA + talk
+    assert written(encoder, dialogue(rounds)) == VICUNA + talk
 
 
 @pytest.mark.parametrize(
@@ -37,13 +37,13 @@ def test_vicuna_learns_each_reply_and_its_end_token(llama: Tokenizer, rounds: in
     ],
 )
 def test_shipped_templates_write_the_published_form(llama: Tokenizer, name: str, text: str) -> None:
-    assert ChatEncoder(llama, resolve_template(name, llama)).render(dialogue(1)) == text
+    assert written(ChatEncoder(llama, resolve_template(name, llama)), dialogue(1)) == text
 
 
 def test_chatml_has_no_system_turn_of_its_own(chatml: Tokenizer) -> None:
     encoder = ChatEncoder(chatml, resolve_template("chatml", chatml))
     talk = "<|im_start|>user\nask 0<|im_end|>\n<|im_start|>assistant\nreply 0<|im_end|>\n"
-    assert encoder.render(dialogue(1)) == talk
+    assert written(encoder, dialogue(1)) == talk
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -58,7 +58,7 @@ def test_shipped_templates_keep_the_prefix_rule(chatml: Tokenizer, name: str, ro
 @pytest.mark.parametrize("name", ["alpaca", "vicuna", "chatml", "hash"])
 def test_shipped_templates_take_a_system_turn(chatml: Tokenizer, name: str) -> None:
     encoder = ChatEncoder(chatml, resolve_template(name, chatml))
-    assert encoder.render(conversation(system("Be kind."), user("a"), assistant("b"))).count("Be kind.") == 1
+    assert written(encoder, conversation(system("Be kind."), user("a"), assistant("b"))).count("Be kind.") == 1
 
 
 def test_plain_refuses_a_system_turn(chatml: Tokenizer) -> None:
@@ -70,16 +70,17 @@ def test_plain_refuses_a_system_turn(chatml: Tokenizer) -> None:
 def test_the_first_token_is_put_only_if_the_tokenizer_puts_one_itself() -> None:
     # SmolLM2's bos_token is <|im_start|>, which it doesn't put before a text.
     named = byte_level(bos="<|im_start|>")
-    assert ChatEncoder(named, resolve_template("vicuna", named)).render(dialogue(1)).startswith("A chat")
+    assert written(ChatEncoder(named, resolve_template("vicuna", named)), dialogue(1)).startswith("A chat")
     tokenizer = sentence_piece()
     tokenizer.bos = "<s>"
-    assert ChatEncoder(tokenizer, resolve_template("vicuna", tokenizer)).render(dialogue(1)).startswith("<s>A chat")
+    assert written(ChatEncoder(tokenizer, resolve_template("vicuna", tokenizer)), dialogue(1)).startswith("<s>A chat")
 
 
 def test_auto_is_the_tokenizers_own(chatml: Tokenizer) -> None:
     chatml.hf.chat_template = "{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
     assert (
-        ChatEncoder(chatml, resolve_template("auto", chatml)).render(dialogue(1)) == "ask 0<|im_end|>reply 0<|im_end|>"
+        written(ChatEncoder(chatml, resolve_template("auto", chatml)), dialogue(1))
+        == "ask 0<|im_end|>reply 0<|im_end|>"
     )
 
 
@@ -87,7 +88,7 @@ def test_a_template_for_content_parts_gets_parts(chatml: Tokenizer) -> None:
     chatml.hf.chat_template = "{% for m in messages %}{{ m.content[0].text }}<|im_end|>{% endfor %}"
     template = resolve_template("auto", chatml)
     assert template.as_parts
-    assert ChatEncoder(chatml, template).render(dialogue(1)) == "ask 0<|im_end|>reply 0<|im_end|>"
+    assert written(ChatEncoder(chatml, template), dialogue(1)) == "ask 0<|im_end|>reply 0<|im_end|>"
 
 
 @pytest.mark.parametrize(

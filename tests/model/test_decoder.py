@@ -1,15 +1,25 @@
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pytest
 import torch
 from gguf import GGUFWriter
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Gemma2Config,
+    GPTJConfig,
+    GPTNeoConfig,
+    MambaConfig,
+    MptConfig,
+)
 
 from mmsft.config import DecoderConfig
 from mmsft.errors import ConfigError
 from mmsft.model.decoder import load_decoder, load_tokenizer
-from tests.model.tiny import clip_folder, decoder_folder, llama
+from mmsft.model.fusion import MultimodalModel
+from tests.model.tiny import Row, batch_of, clip_folder, decoder_folder, llama
 
 
 def test_a_decoder_loads_from_a_folder_in_the_dtype_that_the_config_says(tmp_path: Path) -> None:
@@ -19,6 +29,33 @@ def test_a_decoder_loads_from_a_folder_in_the_dtype_that_the_config_says(tmp_pat
         loaded = load_decoder(DecoderConfig(name=str(tmp_path), dtype=dtype))
         assert torch.equal(loaded.state_dict()["lm_head.weight"], saved.lm_head.weight.to(getattr(torch, dtype)))
         assert loaded.config._attn_implementation == "sdpa"
+
+
+SIZES: Final[dict[str, Any]] = {"vocab_size": 50, "initializer_range": 0.3}
+FAMILIES = [
+    Gemma2Config(**SIZES, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4, head_dim=4,
+                 num_key_value_heads=2, sliding_window=3, attn_logit_softcapping=1.0),
+    BloomConfig(**SIZES, hidden_size=16, n_layer=2, n_head=4),
+    GPTJConfig(**SIZES, n_embd=16, n_layer=2, n_head=4, rotary_dim=4, bos_token_id=1, eos_token_id=2),
+    GPTNeoConfig(**SIZES, hidden_size=16, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
+                 window_size=3, bos_token_id=1, eos_token_id=2),
+    MptConfig(**SIZES, d_model=16, n_layers=2, n_heads=4),
+    MambaConfig(**SIZES, hidden_size=16, num_hidden_layers=2, state_size=4),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", FAMILIES, ids=lambda config: str(config.model_type))
+def test_a_family_without_sdpa_loads_and_padding_decides_nothing_in_it(tmp_path: Path, config: Any) -> None:
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(config)
+    decoder_folder(tmp_path, made)
+    model = MultimodalModel(load_decoder(DecoderConfig(name=str(tmp_path)))).eval()
+    rows = [Row([1, 5, 6, 7, 8, 9, 10, 11]), Row([1, 12, 13])]
+    apart = torch.cat([model(batch_of([row])) for row in rows])
+    padded = batch_of(rows)
+    assert not padded.mask.all()
+    # fp32: the same products, summed in blocks of another size
+    torch.testing.assert_close(model(padded), apart, atol=1e-5, rtol=1e-5)
 
 
 def test_two_decoders_of_one_folder_share_no_setting(tmp_path: Path) -> None:

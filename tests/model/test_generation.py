@@ -1,8 +1,11 @@
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from mmsft.errors import ConfigError
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.generation import generate
 from mmsft.types import Batch
@@ -63,3 +66,28 @@ def test_generating_keeps_the_mode(training: bool) -> None:
     model = MultimodalModel(llama()).train(training)
     generate(model, prompt(), max_new_tokens=1, stop_ids=[])
     assert model.training is training
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens: 0 new tokens; write a whole number of 1 or more"),
+        ({"max_new_tokens": 1.5}, "max_new_tokens: 1.5"),
+        ({"temperature": -0.5}, "temperature: -0.5; write 0 for the likeliest token, or 1e-06 or more"),
+        ({"temperature": 1e-40}, "temperature: 1e-40"),
+        ({"temperature": math.nan}, "temperature: nan"),
+        ({"temperature": math.inf}, "temperature: inf"),
+        ({"seed": -1}, "seed: -1; write a whole number from 0"),
+        ({"seed": 1 << 64}, "seed: 18446744073709551616"),
+    ],
+)
+def test_arguments_out_of_their_bounds_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        generate(MultimodalModel(llama()), prompt(), **{"max_new_tokens": 1, "stop_ids": [], **options})
+
+
+def test_the_coldest_draw_is_the_likeliest_token() -> None:
+    # The two likeliest of this model's logits differ by more than 1e-4, a hundred times the coldest temperature.
+    model = MultimodalModel(llama()).eval()
+    drawn = generate(model, prompt(), max_new_tokens=4, stop_ids=[], temperature=1e-6, seed=0)
+    assert drawn == generate(model, prompt(), max_new_tokens=4, stop_ids=[])

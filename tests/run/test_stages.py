@@ -133,7 +133,8 @@ def test_a_checkpoint_of_another_config_names_what_differs(lab: Lab) -> None:
     with pytest.raises(CheckpointError) as caught:
         finish(load_run(changed))
     message = str(caught.value)
-    for line in ("seed: 0 → 3", "stages.0.clip: 1.0 → 2.0", "stages.0.duration: '4 steps' → '9 steps'", "init_from"):
+    clip, duration = "stages.align.clip: 1.0 → 2.0", "stages.align.duration: '4 steps' → '9 steps'"
+    for line in ("seed: 0 → 3", clip, duration, "init_from"):
         assert line in message
     assert "workers" not in message
 
@@ -288,6 +289,28 @@ def test_tensorboard_gets_every_step_of_every_stage(lab: Lab) -> None:
     assert [event.value for event in events.Scalars("two/loss")] == pytest.approx(logged[4:])
 
 
+def test_wandb_gets_the_losses_and_writes_into_the_run_folder(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    (elsewhere := lab.folder / "elsewhere").mkdir()
+    monkeypatch.chdir(elsewhere)
+    run = lab.run("a", [lab.stage(duration="2 steps")], loggers=["wandb"])
+    finish(run)
+    [file] = run.folder.glob("wandb/offline-run-*/*.wandb")
+    history = file.read_bytes()  # a log of messages in which values stand as JSON
+    assert b"align/loss" in history
+    assert [loss for _, _, loss in losses(run.folder) if json.dumps(loss).encode() not in history] == []
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_a_logger_that_refuses_the_run_is_the_users_error(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with pytest.raises(ConfigError, match=r"loggers: wandb: .*a#1.*; mend that, or leave the logger out"):
+        finish(lab.run("a#1", loggers=["wandb"]))
+
+
 @pytest.mark.parametrize(
     ("logger", "message"),
     [
@@ -351,8 +374,9 @@ def test_a_stage_that_learned_nothing_has_a_summary(lab: Lab, monkeypatch: pytes
 
 @pytest.mark.parametrize(("dtype", "precision"), [("bfloat16", "bf16"), ("float16", "fp32")])
 def test_what_is_fresh_learns_in_fp32_beside_a_decoder_in_low_precision(lab: Lab, dtype: str, precision: str) -> None:
-    train = {"towers.image.adapter": {"lr": 1e-2}, "decoder.lora": {"lr": 1e-2}}
-    run = lab.run("a", [lab.stage(train=train)], model=lab.model(dtype=dtype), precision=precision)
+    train = {part: {"lr": 1e-2} for part in ("towers.image.adapter", "decoder.lora", "decoder.new_tokens")}
+    model = lab.model(dtype=dtype, new_tokens=["<spot>"])
+    run = lab.run("a", [lab.stage(train=train)], model=model, precision=precision)
     finish(run)
     assert {str(tensor.dtype) for tensor in tensors_of(run.folder).values()} == {"torch.float32"}
     learns = lab.run("b", [lab.stage(train={"decoder.model": {"lr": 1e-2}})], model=lab.model(dtype=dtype))

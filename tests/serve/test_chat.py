@@ -1,5 +1,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
 
 from mmsft.errors import DataError
 from mmsft.serve.chat import Dialogue
@@ -17,40 +20,68 @@ class Echo:
 
     reader: Towers = field(default_factory=Towers)
 
+    def read(self, media: Media) -> Media:
+        if media.ref == "gone.png":
+            raise DataError("gone.png: no such file")
+        return media
+
     def answers(self, conversations: Sequence[Conversation], **options: object) -> list[str]:
         [conversation] = conversations
-        if any(medium.ref == "gone.png" for turn in conversation.turns for medium in turn.media):
-            raise DataError("gone.png: no such file")
+        if "long" in conversation.turns[-1].text:
+            raise DataError("too long")
         return [" ".join(f"{turn.role[0]}{len(turn.media)}" for turn in conversation.turns)]
 
 
 def dialogue(system: str | None = None) -> Dialogue:
-    return Dialogue(Echo(), system)  # type: ignore[arg-type]
+    assistant: Any = Echo()
+    return Dialogue(assistant, system)
+
+
+def said(*lines: str) -> list[str]:
+    """Returns what a dialogue shows for the lines."""
+    shown: list[str] = []
+    dialogue().talk(lines, shown.append)
+    return shown
 
 
 def test_every_question_has_its_history() -> None:
     talk = dialogue("Be brief.")
-    assert talk.say("One?", [Media("image", "a.png")]) == "s0 u1"
+    talk.attach(Media("image", "a.png"))
+    assert talk.say("One?") == "s0 u1"
     assert talk.say("Two?") == "s0 u1 a0 u0"
     talk.reset()
     assert talk.say("Three?") == "s0 u0"
 
 
 def test_a_question_that_fails_leaves_the_dialogue_as_it_was() -> None:
-    shown: list[str] = []
-    talk = dialogue()
-    talk.talk(["One?", "/image gone.png", "Two?", "Three?", "", "never"], shown.append)
-    assert shown == ["u0", "error: gone.png: no such file", "u0 a0 u0"]
+    assert said("One?", "long?", "Two?", "", "never") == ["u0", "error: too long", "u0 a0 u0"]
+
+
+def test_a_missing_medium_is_said_at_once_and_costs_neither_the_history_nor_the_other_media() -> None:
+    lines = ("One?", "/image a.png", "/image gone.png", "Two?")
+    assert said(*lines) == ["u0", "error: gone.png: no such file", "u0 a0 u1"]
 
 
 def test_media_go_with_the_next_question_only() -> None:
-    shown: list[str] = []
-    talk = dialogue()
-    talk.talk(["/image b.png", "One?", "/new", "Two?", "/imagine"], shown.append, [Media("image", "a.png")])
-    assert shown == ["u2", "u0", "u0 a0 u0"]
+    assert said("/image a.png", "/image b.png", "One?", "Two?") == ["u2", "u2 a0 u0"]
+
+
+def test_a_fresh_start_forgets_the_media_that_wait() -> None:
+    assert said("One?", "/image a.png", "/new", "Two?") == ["u0", "u0"]
 
 
 def test_a_medium_without_a_tower_is_an_error_and_no_question() -> None:
-    shown: list[str] = []
-    dialogue().talk(["/audio a.wav", "/etc/hosts is what?"], shown.append)
-    assert shown == ["error: /audio: no such command; media of this model: /image FILE; or /new", "u0"]
+    known = "media of this model: /image FILE; or /new, or an empty line to end"
+    assert said("/audio a.wav", "/etc/hosts is what?") == [f"error: /audio: no such command; {known}", "u0"]
+
+
+def test_a_command_without_its_file_is_an_error_and_no_question() -> None:
+    assert said("/image", "/help")[0] == "error: /image: which file? write /image FILE"
+
+
+def test_nothing_is_no_question() -> None:
+    talk = dialogue()
+    with pytest.raises(DataError, match="'  ' asks nothing; write a question, or attach a medium"):
+        talk.say("  ")
+    talk.attach(Media("image", "a.png"))
+    assert talk.say("") == "u1"

@@ -163,8 +163,10 @@ def test_differences_name_the_setting_and_both_values() -> None:
     assert ckpt.differences(stored, now) == [
         "model.towers.image: None → 2",
         "seed: 0 → 1",
-        "stages.0.clip: 1.0 → None",
+        "stages.a.clip: 1.0 → None",
     ]
+    renamed = {**stored, "stages": [{"clip": 1.0, "name": "b"}]}
+    assert ckpt.differences(stored, renamed) == ["stages.0.name: 'a' → 'b'"]
     assert ckpt.differences(stored, stored) == []
 
 

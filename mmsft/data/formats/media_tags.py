@@ -116,6 +116,20 @@ def _options(value: Mapping[str, Any], where: str) -> tuple[tuple[str, float], .
     return options
 
 
+def media_in_columns(record: Record, row: str) -> list[Media] | None:
+    """Returns the media of a row in a format that ships, or None where turns may hold some of their own.
+
+    Turns do so in content that is a list of parts; in text a tag stands for a file of a column.
+
+    Raises:
+        DataError: a column of files can't be read.
+    """
+    turns = (turn for value in record.values() if isinstance(value, list) for turn in value)
+    if any(isinstance(value, list) for turn in turns if isinstance(turn, Mapping) for value in turn.values()):
+        return None
+    return [medium for files in _files(record, row).values() for medium in files]
+
+
 def _files(record: Record, row: str) -> dict[str, list[Media]]:
     values = {name: find(record, columns, row) for name, columns in COLUMNS.items()}
     others = record.get("media")

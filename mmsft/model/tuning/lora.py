@@ -53,7 +53,7 @@ def skip_idle_lora(decoder: PreTrainedModel) -> None:
             continue
         own = [parameter for name, parameter in layer.named_parameters() if "lora_" in name]
         learns = [parameter.requires_grad for parameter in own]
-        added = [matrix.weight for matrix in layer.lora_B.values()]
+        added = [cast(Tensor, matrix.weight) for matrix in layer.lora_B.values()]
         idle = not any(learns) and not layer.lora_magnitude_vector and not any(bool(B.any()) for B in added)
         # peft's switch also decides what learns, which is not its to say.
         layer.enable_adapters(not idle)

@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from mmsft.assets import asset_path
 from mmsft.data.formats import FORMATS
 from mmsft.data.media import resolve
 from mmsft.data.sources import open_rows
-from mmsft.errors import ConfigError
+from tests.makers import fetched
 
 FILES = [
     ("alpaca", "alpaca_en_demo.json", 999),
@@ -27,10 +26,7 @@ FILES = [
 
 @pytest.fixture(scope="module")
 def folder() -> Path:
-    try:
-        return asset_path("llamafactory-data")
-    except ConfigError as error:
-        pytest.skip(str(error))
+    return fetched("llamafactory-data")
 
 
 @pytest.mark.assets
