@@ -18,7 +18,7 @@ class Duration:
 
     Attributes:
         value: greater than 0; whole unless the unit is epochs.
-        unit: what is counted. Tokens are tokens that the model reads; examples are leaf threads.
+        unit: what is counted. Tokens are tokens that the model reads; examples are rows.
     """
 
     value: float

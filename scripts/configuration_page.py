@@ -26,7 +26,7 @@ value; it can be run again.
 - Paths are relative to the working directory; `~` and `$VARIABLES` are expanded, and `asset:NAME/FILE` is a file that
   `mmsft assets fetch NAME` brought.
 - An amount is a number and its unit: `2 epochs`, `4000 steps`, `1e9 tokens`, `256 examples`. An example is one
-  conversation: of a tree, one leaf.
+  row.
 - Several processes each hold the whole model and take a share of every step; together they learn what one learns:
   `accelerate launch --num_processes 2 -m mmsft train run.yaml`, or
   `torchrun --nproc_per_node 2 -m mmsft train run.yaml` (without a GPU, `ACCELERATE_USE_CPU=true` before it).

@@ -46,7 +46,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A trained run in ``run``, with its config beside it."""
     torch.set_num_threads(1)
     lab = Lab.make(tmp_path_factory.mktemp("lab"))
-    recipe = lab.recipe(validation={"fraction": 0.7})
+    recipe = lab.recipe(validation={"fraction": 0.5})
     run = lab.run("run", [lab.stage(recipe=recipe, duration="2 steps", evaluate={"every": "1 step"})])
     assert cli_outside("train", lab.folder / "run.yaml").code == 0
     assert (run.folder / "checkpoints").is_dir()

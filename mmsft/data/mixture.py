@@ -1,6 +1,5 @@
 """A recipe opened: the rows of all its sources, which are trained on and which are held out."""
 
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from mmsft.data.formats import FORMATS, Format, format_named
 from mmsft.data.formats.media_tags import media_in_columns
 from mmsft.data.media import resolve
 from mmsft.data.sources import Rows, open_rows
+from mmsft.data.split import draw
 from mmsft.errors import ConfigError, DataError, Problems, suggest
 from mmsft.types import Conversation, Ints, Media, Part, Record, Turn
 
@@ -121,7 +121,7 @@ class Mixture:
         train = np.concatenate([rows for rows, out in zip(pairs, held, strict=True) if not out])
         out_rows = [rows for rows, out in zip(pairs, held, strict=True) if out]
         if split and split.fraction:
-            drawn = np.array([self._drawn(pair, seed, split.fraction) for pair in train], bool)
+            drawn = draw((self._shown(pair) for pair in train), seed, split.fraction)
             train, out_rows = train[~drawn], [train[drawn]]
         self.train: Ints = train
         self.held_out: Ints = np.concatenate(out_rows) if out_rows else np.zeros((0, 2), np.int64)
@@ -138,16 +138,13 @@ class Mixture:
         """Returns the id of the row (source, row), also of one that can't be read."""
         return self.sources[int(pair[0])].rows.row_id(int(pair[1]))
 
-    def _drawn(self, pair: Ints, seed: int, fraction: float) -> bool:
-        """Draws by the media where there are some, so that no picture is on both sides of the split."""
+    def _shown(self, pair: Ints) -> list[bytes]:
+        """Returns what a row shows: its media as it writes them, wherever the data lies, or itself."""
         try:
             media = self.sources[int(pair[0])].media(int(pair[1]))
         except DataError:
-            return False
-        # As the row writes them: where the data lies decides nothing.
-        refs = sorted(_bytes(medium.ref) for medium in media) or [_bytes(self.row_id(pair))]
-        digest = hashlib.sha256(b"\0".join([f"held out {seed}".encode(), *refs])).digest()
-        return int.from_bytes(digest[:8], "little") < fraction * 2**64
+            return []
+        return [_bytes(medium.ref) for medium in media] or [_bytes(self.row_id(pair))]
 
 
 def _bytes(ref: str | bytes) -> bytes:

@@ -38,6 +38,12 @@ def save_weights(model: nn.Module, path: Path, names: set[str]) -> None:
         raise OSError(f"{path}: {error}") from error
 
 
+def share(folder: Path, like: str) -> None:
+    """Lets those read a folder's safetensors files who may read its file `like`; the library keeps others out."""
+    for file in folder.glob("*.safetensors"):
+        file.chmod((folder / like).stat().st_mode)
+
+
 @torch.no_grad()
 def load_weights(model: nn.Module, path: Path, *, compare_only: bool = False) -> set[str]:
     """Loads what `save_weights` wrote into a model of the same classes; nothing is loaded unless all of it fits.

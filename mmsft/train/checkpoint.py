@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmsft.errors import CheckpointError, Diverged
-from mmsft.model.weights import load_weights, save_weights
+from mmsft.model.weights import load_weights, save_weights, share
 
 MARKER = "COMPLETE"
 _ASIDE = ".saving-"
@@ -115,6 +115,7 @@ def save(
         save_weights(model, aside / "weights.safetensors", kept)
         save_file(_moments(optimizer, names), aside / "optimizer.safetensors")
         (aside / "state.json").write_text(json.dumps(asdict(state), indent=1), encoding="utf-8")
+        share(aside, "state.json")
         _seal(aside)
         os.rename(aside, final)
         _sync(folder)
@@ -274,7 +275,7 @@ def differences(stored: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
         elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
             found += differences(_by_name(old, new), _by_name(new, old), f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key}: {old!r} → {new!r}")
+            found.append(f"{prefix}{key}: {_shown(old)} → {_shown(new)}")
     return found
 
 
@@ -283,3 +284,10 @@ def _by_name(items: list[Any], others: list[Any]) -> dict[str, Any]:
     names, theirs = ([item.get("name") if isinstance(item, dict) else None for item in of] for of in (items, others))
     same = names == theirs and all(names)
     return {str(name if same else index): item for index, (name, item) in enumerate(zip(names, items, strict=True))}
+
+
+def _shown(value: Any) -> str:
+    """Returns a setting on one line: of a list of named things, e.g. stages, the names."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
+        return ", ".join(str(item["name"]) for item in value)
+    return repr(value)

@@ -12,21 +12,28 @@ import pytest
 from mmsft.cli import main
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
-_BLOCK: Final = re.compile(r"(?:<!-- file: (?P<file>\S+) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.S | re.M)
+_BLOCK: Final = re.compile(
+    r"(?:<!-- (?P<kind>\w+): (?P<name>.+?) -->\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.S | re.M
+)
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block, and the file that a remark above it says it is."""
+    """A fenced block, and what a remark ``<!-- kind: name -->`` above it says it is, e.g. a file."""
 
     language: str
     text: str
-    file: str | None
+    kind: str | None
+    name: str | None
+
+    @property
+    def file(self) -> str | None:
+        return self.name if self.kind == "file" else None
 
 
 def blocks(page: str) -> list[Block]:
     found = _BLOCK.finditer((DOCS / page).read_text(encoding="utf-8"))
-    return [Block(match["language"], match["text"], match["file"]) for match in found]
+    return [Block(match["language"], match["text"], match["kind"], match["name"]) for match in found]
 
 
 def run_page(page: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:

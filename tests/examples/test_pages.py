@@ -1,5 +1,6 @@
-"""What the pages of the documentation say is true: all of it runs."""
+"""What the pages of the documentation say is true: all of it runs, and their links lead somewhere."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -40,3 +41,18 @@ def test_the_page_on_python_runs(
     assert threads == ((0, 1), (2, 3))
     assert variables["run"].config.model.towers["image"].adapter.value.every == 4
     assert "seed: " in capsys.readouterr().out
+
+
+def anchors(page: Path) -> set[str]:
+    """Returns what the headings of a page are called in links."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: str(page.stem))
+def test_its_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)]+)\)", page.read_text(encoding="utf-8")):
+        file, _, anchor = target.partition("#")
+        there = (page.parent / file) if file else page
+        assert there.exists(), target
+        assert not anchor or anchor in anchors(there), target

@@ -69,6 +69,7 @@ def test_a_llava_model_loads_in_transformers_with_equal_logits_on_pictures_too(t
     stated = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (stated["image_token_index"], stated["text_config"]["vocab_size"]) == (51, 52)
     assert stated["vision_config"]["num_hidden_layers"] == 3
+    assert len({file.stat().st_mode for file in (tmp_path / "out").iterdir()}) == 1
 
 
 @torch.no_grad()

@@ -50,8 +50,8 @@ def stages(lab: Lab) -> list[dict[str, Any]]:
     both = {"towers.image.adapter": {"lr": 1e-2}, "decoder.lora": {"lr": 1e-2}}
     evaluate = {"every": "5 steps", "patience": 50}
     return [
-        lab.stage(recipe=recipe, duration="3 epochs", evaluate=evaluate),
-        lab.stage("instruct", recipe=recipe, train=both, duration="4 epochs", batch="150 tokens", evaluate=evaluate),
+        lab.stage(recipe=recipe, duration="2 epochs", evaluate=evaluate),
+        lab.stage("instruct", recipe=recipe, train=both, duration="10 epochs", batch="150 tokens", evaluate=evaluate),
     ]
 
 
@@ -97,7 +97,7 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bits(server: ForkServerCo
 def after_a_few_steps(folder: Path, rng: random.Random, process: ForkServerProcess) -> None:
     aim = size(folder / "log.jsonl") + 400 * rng.randint(0, 2)
     wait(lambda: size(folder / "log.jsonl") >= aim, process)
-    time.sleep(rng.uniform(0, 0.05))
+    time.sleep(rng.uniform(0, 0.03))
 
 
 def in_a_save(folder: Path, rng: random.Random, process: ForkServerProcess) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from mmsft.errors import CheckpointError, ConfigError, DataError, Diverged
 from mmsft.model.names import named_parameters
 from mmsft.run import execute, load_run, open_run
+from mmsft.run.open import export_run
 from mmsft.run.summary import summary
 from tests.makers import Lab, finish, lines, losses, picture, row, saved, tensors_of, weights, write_rows
 
@@ -379,6 +381,9 @@ def test_what_is_fresh_learns_in_fp32_beside_a_decoder_in_low_precision(lab: Lab
     run = lab.run("a", [lab.stage(train=train)], model=model, precision=precision)
     finish(run)
     assert {str(tensor.dtype) for tensor in tensors_of(run.folder).values()} == {"torch.float32"}
+    export_run(run.folder, run.folder / "hf", "last")
+    with safe_open(run.folder / "hf" / "model.safetensors", framework="pt") as file:
+        assert str(file.get_tensor("language_model.lm_head.weight").dtype) == f"torch.{dtype}"
     learns = lab.run("b", [lab.stage(train={"decoder.model": {"lr": 1e-2}})], model=lab.model(dtype=dtype))
     with pytest.raises(ConfigError, match=rf"model\.decoder\.dtype: {dtype}"):
         finish(learns)

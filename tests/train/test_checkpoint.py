@@ -64,6 +64,10 @@ def test_weights_and_optimiser_come_back_to_the_bit(saved: Saved, tmp_path: Path
     assert found.state == State(0, "align", 1, 9, tokens=7, ledger={"used": 3}, config={"a": [1]})
 
 
+def test_who_may_read_one_file_may_read_all(saved: Saved) -> None:
+    assert len({file.stat().st_mode for file in saved.save(1).iterdir()}) == 1
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
 @pytest.mark.parametrize("where", ["os.fsync", "os.rename", "mmsft.train.checkpoint.save_file"])
 def test_a_full_disk_leaves_the_last_good_checkpoint(
@@ -158,7 +162,7 @@ def test_a_stage_that_is_over_keeps_its_last(saved: Saved) -> None:
 
 
 def test_differences_name_the_setting_and_both_values() -> None:
-    stored = {"seed": 0, "stages": [{"clip": 1.0, "name": "a"}], "model": {"towers": {}}}
+    stored: dict[str, Any] = {"seed": 0, "stages": [{"clip": 1.0, "name": "a"}], "model": {"towers": {}}}
     now = {"seed": 1, "stages": [{"clip": None, "name": "a"}], "model": {"towers": {"image": 2}}}
     assert ckpt.differences(stored, now) == [
         "model.towers.image: None → 2",
@@ -168,6 +172,8 @@ def test_differences_name_the_setting_and_both_values() -> None:
     renamed = {**stored, "stages": [{"clip": 1.0, "name": "b"}]}
     assert ckpt.differences(stored, renamed) == ["stages.0.name: 'a' → 'b'"]
     assert ckpt.differences(stored, stored) == []
+    longer = {**stored, "stages": [*stored["stages"], {"clip": 1.0, "name": "b"}]}
+    assert ckpt.differences(stored, longer) == ["stages: a → a, b"]
 
 
 def test_weights_that_are_not_finite_are_never_saved(saved: Saved) -> None:
