@@ -30,11 +30,11 @@ def is_main() -> bool:
 
 
 def _leave() -> None:
-    """Takes the process group down at exit."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    # A thread of gloo's may yet have to release the tensors of the last exchange, for which it needs the interpreter;
-    # where that is gone by then, the process aborts in place of its exit code. Nothing lets us wait for that thread.
+    """Gives gloo's threads time at exit.
+
+    One of them may yet have to release the tensors of the last exchange, for which it needs the interpreter; where that
+    is gone by then, the process aborts in place of its exit code. Nothing lets us wait for that thread.
+    """
     time.sleep(0.2)
 
 
@@ -102,7 +102,7 @@ class Ranks:
                 f"WORLD_SIZE: {started} processes were started, and each of them believes itself alone; without a GPU "
                 "set ACCELERATE_USE_CPU=true, or unset WORLD_SIZE if this is one process"
             )
-        if self.count > 1:
+        if self._accelerator.distributed_type == DistributedType.MULTI_CPU:
             atexit.unregister(_leave)
             atexit.register(_leave)
         self._precision = precision

@@ -133,23 +133,26 @@ class SourceConfig(Strict):
 
 
 class ValidationConfig(Strict):
-    """Which rows are held out; exactly one of the three.
+    """Which rows are held out; exactly one of `fraction`, `source` and `file`.
 
     Attributes:
-        fraction: of all rows; rows with the same media stay on one side.
+        fraction: of all rows; rows with media in common stay on one side.
         source: name of the recipe's source that is held out whole.
         file: rows of their own.
+        seed: of the fraction and of the order in which held-out rows are asked; apart from the run's, so that runs of
+            several seeds hold out the same rows.
     """
 
     fraction: float | None = Field(default=None, gt=0, lt=1)
     source: str | None = None
     file: SourceConfig | None = Field(default=None, validate_default=True)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
 
     @field_validator("file")
     @classmethod
     def _one(cls, value: SourceConfig | None, info: ValidationInfo) -> SourceConfig | None:
         ways = [*info.data.values(), value]
-        if len(ways) == len(cls.model_fields) and sum(way is not None for way in ways) != 1:
+        if len(ways) == 3 and sum(way is not None for way in ways) != 1:
             raise ValueError("state exactly one of fraction, source and file")
         return value
 

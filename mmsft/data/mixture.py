@@ -1,5 +1,6 @@
 """A recipe opened: the rows of all its sources, which are trained on and which are held out."""
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +13,13 @@ from mmsft.config import RecipeConfig, SourceConfig
 from mmsft.data.formats import FORMATS, Format, format_named
 from mmsft.data.formats.media_tags import media_in_columns
 from mmsft.data.media import resolve
+from mmsft.data.order import permutation
 from mmsft.data.sources import Rows, open_rows
-from mmsft.data.split import draw
+from mmsft.data.split import Drawn, draw
 from mmsft.errors import ConfigError, DataError, Problems, suggest
 from mmsft.types import Conversation, Ints, Media, Part, Record, Turn
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,15 +90,11 @@ class Mixture:
     Attributes:
         sources: the sources, the validation file's last where there is one.
         train: [n, 2] (source, row) of what is trained on, in the order of the sources.
-        held_out: [m, 2] likewise of what is held out.
+        held_out: [m, 2] likewise of what is held out, shuffled, so that its first rows are a sample of all.
     """
 
-    def __init__(self, recipe: RecipeConfig, seed: int) -> None:
+    def __init__(self, recipe: RecipeConfig) -> None:
         """Opens the sources.
-
-        Args:
-            recipe: names the sources and the split.
-            seed: decides which rows a validation fraction holds out.
 
         Raises:
             MmsftError: a source, format or filter that selects nothing; of several sources, each that fails.
@@ -119,16 +119,13 @@ class Mixture:
         elif split and split.source:
             held[recipe.source_names.index(split.source)] = True
         train = np.concatenate([rows for rows, out in zip(pairs, held, strict=True) if not out])
-        out_rows = [rows for rows, out in zip(pairs, held, strict=True) if out]
+        out = np.concatenate([train[:0], *(rows for rows, out in zip(pairs, held, strict=True) if out)])
         if split and split.fraction:
-            drawn = draw((self._shown(pair) for pair in train), seed, split.fraction)
-            train, out_rows = train[~drawn], [train[drawn]]
+            drawn = draw((self._shown(pair) for pair in train), split.seed, split.fraction)
+            _refuse_lopsided(drawn, split.fraction)
+            train, out = train[~drawn.held_out], train[drawn.held_out]
         self.train: Ints = train
-        self.held_out: Ints = np.concatenate(out_rows) if out_rows else np.zeros((0, 2), np.int64)
-        if split and not len(self.held_out):
-            raise ConfigError(f"recipe.validation holds out none of {len(train)} rows; hold out a larger fraction")
-        if not len(train):
-            raise ConfigError(f"recipe.validation leaves none of {len(self.held_out)} rows to train on; hold out fewer")
+        self.held_out: Ints = out[permutation(split.seed, 0, len(out))] if split else out
 
     def conversation(self, pair: Ints) -> Conversation:
         """Reads the row (source, row)."""
@@ -145,6 +142,22 @@ class Mixture:
         except DataError:
             return []
         return [_bytes(medium.ref) for medium in media] or [_bytes(self.row_id(pair))]
+
+
+def _refuse_lopsided(drawn: Drawn, fraction: float) -> None:
+    """Refuses a split without one of its sides, and warns of one that is far from what was asked for."""
+    rows, held = len(drawn.held_out), int(drawn.held_out.sum())
+    connected = ""
+    if drawn.largest > 1:
+        connected = (
+            f"; rows with a picture in common stay together, and {drawn.largest} of them are connected so: where that "
+            "leaves no choice, hold out a `file` or a `source`"
+        )
+    if not 0 < held < rows:
+        raise ConfigError(f"validation.fraction {fraction:g} holds out {held} of {rows} rows; take another{connected}")
+    # Of fewer rows chance alone would explain it.
+    if max(held, fraction * rows) > 100 and not 0.5 < held / (fraction * rows) < 2:
+        log.warning("validation.fraction %g holds out %d of %d rows%s", fraction, held, rows, connected)
 
 
 def _bytes(ref: str | bytes) -> bytes:

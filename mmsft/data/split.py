@@ -1,7 +1,9 @@
 """Draws rows to hold out, those that show the same media together."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,7 +11,14 @@ from numpy.typing import NDArray
 _NEVER = 1 << 64
 
 
-def draw(rows: Iterable[Sequence[bytes]], seed: int, fraction: float) -> NDArray[np.bool_]:
+class Drawn(NamedTuple):
+    """Which rows are held out [n], and how many rows the largest set of connected ones has."""
+
+    held_out: NDArray[np.bool_]
+    largest: int
+
+
+def draw(rows: Iterable[Sequence[bytes]], seed: int, fraction: float) -> Drawn:
     """Tells which rows are held out.
 
     Rows that share something are drawn as one, also where it is a third row that connects them; else what is held out
@@ -33,10 +42,11 @@ def draw(rows: Iterable[Sequence[bytes]], seed: int, fraction: float) -> NDArray
         roots = sorted({root(_number(item)) for item in shown}) or [_NEVER]
         above.update(dict.fromkeys(roots[1:], roots[0]))
         sets.append(roots[0])
+    sets = [root(first) for first in sets]
     drawn = fraction * (1 << 64)
-    return np.array(
-        [_number(b"held out %d %d" % (seed, root(first))) < drawn and first != _NEVER for first in sets], bool
-    )
+    held = [first != _NEVER and _number(b"held out %d %d" % (seed, first)) < drawn for first in sets]
+    sizes = Counter(first for first in sets if first != _NEVER)
+    return Drawn(np.array(held, bool), max(sizes.values(), default=0))
 
 
 def _number(item: bytes) -> int:

@@ -26,11 +26,6 @@ def located(name: str) -> str:
         return str(path)
     if not _may_be_id(name):
         raise ConfigError(f"{name}: no such file or folder{_near(path)} (looked for {path.absolute()})")
-    if path.parent.is_dir() and "/" in name:
-        raise ConfigError(
-            f"{name}: no such file or folder{_near(path)} in {path.parent.absolute()}; if it is meant as a hub id, "
-            f"start in a directory without a folder {path.parent.name!r}"
-        )
     look_for_hub()
     return name
 
@@ -73,7 +68,7 @@ def look_for_hub() -> str:
         # The library has no switch for this but the environment variable, which it has read already.
         constants.HF_HUB_OFFLINE = True
         reason = f"{constants.ENDPOINT} can't be reached ({' '.join(str(error).split()) or type(error).__name__})"
-        log.warning("%s: models come from this machine's cache of it", reason)
+        log.warning("%s: until this process ends, models come from this machine's cache of it", reason)
         return reason
     return ""
 
@@ -102,4 +97,6 @@ def loading(what: str, name: str) -> Iterator[None]:
             ways = "is the folder complete?"
         elif constants.is_offline_mode() and isinstance(error, OSError):
             reason = f"{look_for_hub()}, and the hub's cache {constants.HF_HUB_CACHE} has no complete copy"
+        if not Path(name).exists() and "/" in name and (path := resolve(name)).parent.is_dir():
+            ways += f"; there is no {path.name} in the folder {path.parent.absolute()} either{_near(path)}"
         raise ConfigError(f"{what} {name!r} can't be loaded: {reason}; {ways}") from error

@@ -144,12 +144,14 @@ class _AnyOutput(BaseModelOutputWithPast):
 def _returns_its_heads_output(decoder: Any) -> bool:
     """Runs a decoder's last step on the meta device; its body, whose masks need values, is left out."""
     body, head = decoder.base_model, decoder.get_output_embeddings()
-    hidden = torch.empty(1, 1, head.in_features, device="meta", dtype=decoder.dtype)
+    hidden = torch.empty(1, 1, head.in_features, device="meta", dtype=head.weight.dtype)
     returned: list[Tensor] = []
     hook = head.register_forward_hook(lambda module, inputs, output: returned.append(output))
     body.forward = lambda *args, **kwargs: _AnyOutput(last_hidden_state=hidden)
     try:
         logits = decoder(inputs_embeds=hidden, use_cache=False).logits
+    except RuntimeError:
+        return True  # it calls another module than its body, which needs values; with these it will be known
     finally:
         del body.forward  # the class's own shows again
         hook.remove()

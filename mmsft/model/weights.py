@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -40,8 +41,10 @@ def save_weights(model: nn.Module, path: Path, names: set[str]) -> None:
 
 def share(folder: Path, like: str) -> None:
     """Lets those read a folder's safetensors files who may read its file `like`; the library keeps others out."""
-    for file in folder.glob("*.safetensors"):
-        file.chmod((folder / like).stat().st_mode)
+    # Some file systems of clusters and clouds know no modes.
+    with suppress(OSError):
+        for file in folder.glob("*.safetensors"):
+            file.chmod((folder / like).stat().st_mode)
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from torch import nn
 from mmsft.config import StageConfig
 from mmsft.data.ledger import LostRow
 from mmsft.data.loader import Encoding, read_rows
-from mmsft.data.order import permutation, rows_at
+from mmsft.data.order import rows_at
 from mmsft.errors import Problems
 from mmsft.model.export import rehearsal_problem
 from mmsft.model.fusion import MultimodalModel
@@ -101,7 +101,8 @@ def _last(run: Run, report: Report) -> Checkpoint | None:
     with problems.collect():
         last = newest(run.folder)
         if last is not None:
-            report.notes.append(f"{run.folder} has a checkpoint: training goes on from {last.path.name}")
+            goes_on = f"training goes on from {last.path.name}" if run.ahead(last) else "it is complete"
+            report.notes.append(f"{run.folder} has a checkpoint: {goes_on}")
             refuse_other_settings(last, run)
     report.add(problems)
     return last
@@ -109,7 +110,8 @@ def _last(run: Run, report: Report) -> Checkpoint | None:
 
 def _parts(run: Run, last: Checkpoint | None) -> Iterator[tuple[str, str]]:
     run.prepare(last)
-    yield "facts", "data, templates and tokenizer: found"
+    if run.ahead(last):
+        yield "facts", "data, templates and tokenizer: found"
 
 
 def _model(run: Run, report: Report) -> MultimodalModel | None:
@@ -138,9 +140,15 @@ def _model_facts(run: Run, model: MultimodalModel) -> Iterator[tuple[str, str]]:
 
 def _starts(run: Run, model: MultimodalModel, last: Checkpoint | None) -> Iterator[tuple[str, str]]:
     """Compares the checkpoints that will be loaded with the model."""
-    for start in [*filter(None, [last]), *run.starts(last)]:
-        ckpt.check_weights(start.path, model)
-        yield "facts", f"{start.path}: fits the model"
+    problems = Problems()
+    found = [last] if last else []
+    with problems.collect():
+        found += run.starts(last)
+    for start in found:
+        with problems.collect():
+            ckpt.check_weights(start.path, model)
+            yield "facts", f"{start.path}: fits the model"
+    problems.tell()
 
 
 def _loggers(run: Run) -> Iterator[tuple[str, str]]:
@@ -164,8 +172,7 @@ def _data(run: Run, stage: StageConfig, rows: int) -> Iterator[tuple[str, str]]:
     first = rows_at(run.order_seed(stage), total, 0, min(rows, total))
     yield from _rows(run, stage, f"{total:,} rows", mixture.train[first])
     if held_out:
-        first = permutation(run.config.seed, 0, held_out)[:rows]
-        yield from _rows(run, stage, f"{held_out:,} rows held out", mixture.held_out[first])
+        yield from _rows(run, stage, f"{held_out:,} rows held out", mixture.held_out[:rows])
 
 
 def _rows(run: Run, stage: StageConfig, whole: str, pairs: Ints) -> Iterator[tuple[str, str]]:

@@ -81,7 +81,7 @@ class Run:
         """Returns a recipe's sources, opened once for all stages that use it."""
         key = recipe.model_dump_json()
         if key not in self._mixtures:
-            self._mixtures[key] = Mixture(recipe, self.config.seed)
+            self._mixtures[key] = Mixture(recipe)
         return self._mixtures[key]
 
     def ahead(self, last: Checkpoint | None) -> tuple[StageConfig, ...]:

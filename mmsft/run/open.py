@@ -8,7 +8,6 @@ from pathlib import Path
 from mmsft.assistant import Assistant
 from mmsft.data.collate import Loaded, collate
 from mmsft.data.loader import Encoding, read_rows
-from mmsft.data.order import permutation
 from mmsft.data.tree import threads
 from mmsft.errors import CheckpointError, ConfigError, DataError, suggest
 from mmsft.eval.accuracy import reference_of
@@ -85,7 +84,7 @@ class HeldOut:
 
 
 def held_out(run: Run, checkpoint: str, rows: int) -> HeldOut:
-    """Returns held-out rows of the recipe that a checkpoint was trained on, drawn by the run's seed.
+    """Returns held-out rows of the recipe that a checkpoint was trained on, in the order in which they are asked.
 
     Rows with media of their own come first, so that a sample shows as many different media as it can.
 
@@ -112,7 +111,7 @@ def held_out(run: Run, checkpoint: str, rows: int) -> HeldOut:
         return True
 
     def drawn() -> Iterator[Conversation]:
-        for pair in mixture.held_out[permutation(run.config.seed, 0, len(mixture.held_out))]:
+        for pair in mixture.held_out:
             try:
                 yield mixture.conversation(pair)
             except DataError as error:

@@ -20,7 +20,10 @@ from mmsft.types import Encoded, Media
 
 _LONGEST: Final = 4  # bytes of a character
 # Rows may hold what a terminal would obey; Unicode has a picture of each, from U+2400 on.
-_UNSEEN: Final = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"} | {127: 0x2421}
+_UNSEEN: Final = {
+    **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
+    **dict.fromkeys(range(127, 160), 0x2421),
+}
 
 
 @dataclass(frozen=True, slots=True)

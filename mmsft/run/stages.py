@@ -4,7 +4,7 @@ import json
 import logging
 import os
 from collections.abc import Collection, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,8 +17,8 @@ from mmsft.config import StageConfig, dump_config
 from mmsft.data.ledger import Ledger, LostRow
 from mmsft.data.loader import Encoding, Share, Steps, held_out_batches, plan, read_steps
 from mmsft.data.mixture import Mixture
-from mmsft.data.order import permutation, rows_at
-from mmsft.errors import CheckpointError, ConfigError, DataError
+from mmsft.data.order import rows_at
+from mmsft.errors import CheckpointError, ConfigError, DataError, MmsftError
 from mmsft.eval.loss import held_out_loss
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.names import fresh, named_parameters
@@ -38,12 +38,12 @@ from mmsft.types import Ints
 _SOURCE = dict.fromkeys(("licence", "tags", "media_root"), True)
 log = logging.getLogger(__name__)
 
-# Settings that may change between the parts of one run, since they decide no weight beyond its rounding.
+# Settings that may change between the parts of one run: they decide no weight beyond its rounding and dropout's masks.
 _FREE: dict[str, Any] = {
     **dict.fromkeys(("out", "workers", "save", "loggers"), True),
     "stages": {
         "__all__": {
-            **dict.fromkeys(("micro_batch", "activation_checkpointing", "evaluate"), True),
+            **dict.fromkeys(("micro_batch", "activation_checkpointing"), True),
             "recipe": {"budget": True, "sources": {"__all__": _SOURCE}, "validation": {"file": _SOURCE}},
         }
     },
@@ -98,8 +98,11 @@ def execute(run: Run) -> Generator[tuple[StageConfig, Step, Assistant], None, No
 
 
 def _session(run: Run, ranks: Ranks, last: Checkpoint | None) -> Session:
-    with ranks.main_first():
+    with ranks.main_first(), suppress(MmsftError):
+        run.tokenizer  # noqa: B018 - may fill a cache; `prepare` tells what is wrong with it, beside the rest
+    with ranks.together():
         run.prepare(last)
+    with ranks.main_first():
         model = run.model()
         for start in run.starts(last):
             ckpt.check_weights(start.path, model)
@@ -143,6 +146,10 @@ def _write_config(run: Run) -> None:
 def deciding(run: Run) -> dict[str, Any]:
     """Returns the settings that decide the weights, as JSON has them."""
     values = run.config.model_dump(mode="json", exclude=_FREE)
+    for stage in values["stages"]:
+        # Patience ends a stage; all else of an evaluation only looks.
+        if not (stage["evaluate"] or {}).get("patience"):
+            del stage["evaluate"]
     settings: dict[str, Any] = json.loads(json.dumps(values))
     return settings
 
@@ -272,12 +279,11 @@ def _evaluate(
 ) -> bool:
     """Measures and books the held-out loss; returns whether it is the stage's lowest."""
     ranks, rows = session.ranks, stage.evaluate.rows if stage.evaluate else None
-    order = permutation(session.run.config.seed, 0, len(mixture.held_out))[:rows]
-    pairs = mixture.held_out[order][ranks.rank :: ranks.count]
+    pairs = mixture.held_out[:rows]
     lost: list[LostRow] = []
-    batches = held_out_batches(mixture, encoding, pairs, lost)
+    batches = held_out_batches(mixture, encoding, pairs[ranks.rank :: ranks.count], lost)
     loss = held_out_loss(session.model, batches, ranks, trainer.sources)
-    return books.evaluated(loss, lost, len(order))
+    return books.evaluated(loss, lost, len(pairs))
 
 
 def _patience_is_over(stage: StageConfig, state: State) -> bool:

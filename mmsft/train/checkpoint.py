@@ -287,7 +287,9 @@ def _by_name(items: list[Any], others: list[Any]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    """Returns a setting on one line: of a list of named things, e.g. stages, the names."""
-    if isinstance(value, list) and value and all(isinstance(item, dict) and "name" in item for item in value):
-        return ", ".join(str(item["name"]) for item in value)
+    """Returns a setting on one line: of a list of stages their names, of sources their names or paths."""
+    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
+        names = [item.get("name") or item.get("path") for item in value]
+        if all(names):
+            return ", ".join(map(str, names))
     return repr(value)

@@ -18,8 +18,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return lab
 
 
-def open_recipe(recipe: dict[str, Any], seed: int = 0) -> Mixture:
-    return Mixture(RecipeConfig.model_validate(recipe), seed)
+def open_recipe(recipe: dict[str, Any]) -> Mixture:
+    return Mixture(RecipeConfig.model_validate(recipe))
 
 
 def media_of(mixture: Mixture, pairs: np.ndarray[Any, np.dtype[np.int64]]) -> set[str]:
@@ -46,7 +46,7 @@ def test_a_fraction_is_drawn_by_the_media_that_the_format_gives_wherever_a_row_n
     file = write_rows(tmp_path / "rows.jsonl", rows)
     source = {"path": str(file), "format": "llava"}
     mixture = open_recipe({"sources": [source], "template": "chatml", "validation": {"fraction": 0.5}})
-    held_out = mixture.held_out[:, 1].tolist()
+    held_out = sorted(mixture.held_out[:, 1].tolist())
     assert 0 < len(held_out) < 80
     assert held_out[1::2] == [number + 1 for number in held_out[::2]]
     for index in range(80):
@@ -58,7 +58,7 @@ def test_a_format_of_ones_own_is_asked_for_its_media(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", [{"photo": f"{number // 2}.png"} for number in range(40)])
     source = {"path": str(file), "format": "tests.data.test_mixture:photos"}
     mixture = open_recipe({"sources": [source], "template": "chatml", "validation": {"fraction": 0.5}})
-    held_out = mixture.held_out[:, 1].tolist()
+    held_out = sorted(mixture.held_out[:, 1].tolist())
     assert 0 < len(held_out) < 40
     assert held_out[1::2] == [number + 1 for number in held_out[::2]]
 
@@ -83,9 +83,40 @@ def test_all_that_is_wrong_with_the_sources_is_told_at_once(lab: Lab) -> None:
 
 
 def test_a_fraction_follows_from_the_seed(lab: Lab) -> None:
-    recipe = lab.recipe(validation={"fraction": 0.4})
-    first, again, other = (open_recipe(recipe, seed).held_out.tolist() for seed in (0, 0, 1))
+    seeds: tuple[dict[str, int], ...] = ({}, {"seed": 0}, {"seed": 1})
+    recipes = [lab.recipe(validation={"fraction": 0.4, **seed}) for seed in seeds]
+    first, again, other = (open_recipe(recipe).held_out.tolist() for recipe in recipes)
     assert first == again != other
+
+
+def test_the_runs_seed_decides_nothing_about_what_is_held_out(lab: Lab) -> None:
+    stage = lab.stage(recipe=lab.recipe(validation={"fraction": 0.4}))
+    first, other = (lab.run(f"seed{seed}", [stage], seed=seed) for seed in (0, 1))
+    held_out = [run.mixture(run.config.stages[0].recipe).held_out.tolist() for run in (first, other)]
+    assert held_out[0] == held_out[1]
+
+
+def test_held_out_rows_are_shuffled(lab: Lab) -> None:
+    more = {"path": str(lab.folder / "more.jsonl"), "format": "llava"}
+    held_out = open_recipe(lab.recipe(validation={"file": more})).held_out[:, 1].tolist()
+    assert sorted(held_out) == list(range(5)) != held_out
+
+
+def test_a_fraction_far_from_what_rows_with_pictures_in_common_allow_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [{"photo": f"{number // 120}.png"} for number in range(1200)]
+    source = {"path": str(write_rows(tmp_path / "rows.jsonl", rows)), "format": "tests.data.test_mixture:photos"}
+    recipe = {"sources": [source], "template": "chatml"}
+    with pytest.raises(ConfigError, match=r"holds out 0 of 1200 rows.*120 of them are connected so.*`file`"):
+        open_recipe({**recipe, "validation": {"fraction": 1e-6}})
+    for seed in range(60):
+        held_out = len(open_recipe({**recipe, "validation": {"fraction": 0.5, "seed": seed}}).held_out)
+        assert held_out % 120 == 0
+        if held_out < 300:
+            assert f"holds out {held_out} of 1200 rows" in caplog.text
+            return
+    pytest.fail("no seed is lopsided")
 
 
 def test_a_source_or_a_file_is_held_out_whole(lab: Lab) -> None:
@@ -117,19 +148,19 @@ def test_a_filter_that_leaves_nothing_says_why(lab: Lab, where: dict[str, str], 
 
 
 def test_a_fraction_that_holds_out_nothing_is_refused(lab: Lab) -> None:
-    with pytest.raises(ConfigError, match="holds out none of 60 rows"):
+    with pytest.raises(ConfigError, match="holds out 0 of 60 rows"):
         open_recipe(lab.recipe(validation={"fraction": 1e-6}))
 
 
 def test_a_fraction_that_holds_out_everything_is_refused(lab: Lab) -> None:
-    with pytest.raises(ConfigError, match="leaves none of 60 rows"):
+    with pytest.raises(ConfigError, match="holds out 60 of 60 rows"):
         open_recipe(lab.recipe(validation={"fraction": 1 - 1e-9}))
 
 
 def test_a_broken_row_stays_for_the_ledger(lab: Lab, tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", [row(0), row(1)])
     file.write_bytes(file.read_bytes() + b'{"kind": "\xff"}\n{"conversations": [{"from"')
-    recipe = lab.recipe(validation={"fraction": 0.5})
+    recipe = lab.recipe(validation={"fraction": 0.5, "seed": 1})
     recipe["sources"][0] |= {"path": str(file), "where": {"kind": ["short", "long"]}}
-    mixture = open_recipe(recipe, seed=1)
+    mixture = open_recipe(recipe)
     assert {"rows.jsonl:3", "rows.jsonl:4"} <= {mixture.row_id(pair) for pair in mixture.train}

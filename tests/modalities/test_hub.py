@@ -22,7 +22,7 @@ def _hub_not_yet_looked_for(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(
-    "name", ["./smol", "../smol", "~/smol", "/data/models/smol", "a/b/c", "models/smol", r"models\smol", "smol.gguf"]
+    "name", ["./smol", "../smol", "~/smol", "/data/models/smol", "a/b/c", r"models\smol", "smol.gguf"]
 )
 def test_what_looks_like_a_path_and_is_not_there_never_waits_for_the_hub(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -41,11 +41,22 @@ def test_the_nearest_name_is_suggested_where_the_path_breaks_off(
     (tmp_path / "models" / "smollm2").mkdir(parents=True)
     for name, near in {
         "./models/smolm2": "smollm2",
-        "models/smolm2": "smollm2",
         str(tmp_path / "model" / "smollm2"): "models",
     }.items():
         with pytest.raises(ConfigError, match=rf"did you mean '{near}'\?"):
             located(name)
+
+
+def test_a_hub_id_beside_a_folder_of_its_owners_name_is_asked_of_the_hub_and_then_looked_for_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "smollm2").mkdir(parents=True)
+    name = "models/smolm2"
+    assert located(name) == name
+    beside = r"no smolm2 in the folder .*models either \(did you mean 'smollm2'\?\)"
+    with pytest.raises(ConfigError, match=beside), loading("the decoder", name):
+        raise OSError("unknown")
 
 
 def test_a_hub_that_does_not_answer_is_tried_once_and_then_left_alone() -> None:

@@ -174,6 +174,8 @@ def test_differences_name_the_setting_and_both_values() -> None:
     assert ckpt.differences(stored, stored) == []
     longer = {**stored, "stages": [*stored["stages"], {"clip": 1.0, "name": "b"}]}
     assert ckpt.differences(stored, longer) == ["stages: a → a, b"]
+    sources = [[{"name": None, "path": f"{name}.json"} for name in names] for names in ("x", "xy")]
+    assert ckpt.differences({"sources": sources[0]}, {"sources": sources[1]}) == ["sources: x.json → x.json, y.json"]
 
 
 def test_weights_that_are_not_finite_are_never_saved(saved: Saved) -> None:
