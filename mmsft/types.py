@@ -1,6 +1,6 @@
 """The values that flow from a data row to a training step."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
@@ -206,6 +206,16 @@ class Segment:
     parent: int = -1
 
 
+def subtree_ends(segments: Sequence[Segment]) -> list[int]:
+    """Returns for each segment one past the last token of its subtree; segments stand as a walk in depth meets them."""
+    ends = [segment.end for segment in segments]
+    for index in range(len(segments) - 1, -1, -1):
+        parent = segments[index].parent
+        if parent >= 0:
+            ends[parent] = max(ends[parent], ends[index])
+    return ends
+
+
 @dataclass(frozen=True, slots=True)
 class Encoded:
     """One conversation as tokens: a tree of segments; a dialogue is one segment.
@@ -290,16 +300,35 @@ class BatchTargets:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Threads that go through the model together, padded at the right for training, at the left for generation.
+class Pack:
+    """Which tokens of a sequence of trees see which; each tree's segments stand in the order of a walk in depth.
+
+    In that order a segment's descendants follow it without a gap, so that one number a token says it all: token k is
+    seen by token q if k ≤ q < until[k].
 
     Attributes:
-        ids: [B] the rows' ids.
+        segments: of all trees, together all T tokens, parents before children.
+        until: [T] int64, for each token one past the last descendant of its segment.
+    """
+
+    segments: tuple[Segment, ...]
+    until: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What goes through the model together: whole trees behind one another, or threads that are padded to one length.
+
+    Threads are padded at the right for training, at the left for generation.
+
+    Attributes:
+        ids: the rows' ids, one a tree or thread.
         input_ids: [B, T] int64; padding and media slots hold an id without meaning.
         positions: [B, T] int64 position in the thread; 0 at padding.
         mask: [B, T] bool, False at padding: the id of a pad token decides nothing.
         targets: what is learned; empty for generation.
         media: modality → its media.
+        pack: which tokens see which in a pack of trees, where B is 1 and nothing is padded; None = padded threads.
     """
 
     ids: tuple[str, ...]
@@ -308,6 +337,7 @@ class Batch:
     mask: Tensor
     targets: BatchTargets
     media: Mapping[str, MediaBatch]
+    pack: Pack | None = None
 
     def map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         """Returns the batch with `move` applied to each tensor, e.g. to bring it to a device."""
@@ -319,6 +349,7 @@ class Batch:
             mask=move(self.mask),
             targets=BatchTargets(move(targets.at), move(targets.token), move(targets.weight), move(targets.source)),
             media={name: _map_media(media, move) for name, media in self.media.items()},
+            pack=self.pack and Pack(self.pack.segments, move(self.pack.until)),
         )
 
 

@@ -78,7 +78,7 @@ class Lab:
 
     def recipe(self, file: str = "rows.jsonl", **changes: Any) -> dict[str, Any]:
         source = {"path": str(self.folder / file), "format": "llava", "name": "rows", "tags": ["kind"]}
-        return {"sources": [source], "template": "chatml", "length": 200, **changes}
+        return {"sources": [source], "template": "chatml", "length": 150, **changes}
 
     def stage(self, name: str = "align", **changes: Any) -> dict[str, Any]:
         stage: dict[str, Any] = {

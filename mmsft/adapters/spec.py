@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import ClassVar, Protocol, TypeAlias
 
 from torch import nn
 
@@ -31,7 +31,12 @@ class Adapter(Protocol):
     """How features become tokens: subclass it as a frozen dataclass, whose fields YAML can then set.
 
     What learns is in the module that `build` returns; the spec itself is pickled to data workers.
+
+    Attributes:
+        reads_context: its tokens depend on what is asked about the medium, so that questions can't share them.
     """
+
+    reads_context: ClassVar[bool] = False
 
     @abstractmethod
     def layout(self, grid: Grid) -> Layout:

@@ -168,6 +168,9 @@ class RecipeConfig(Strict):
         validation: which rows are held out.
         budget: part of the rows that may be lost before the run stops.
         template_kwargs: variables for the template, e.g. ``enable_thinking``.
+        join: ``shared_prefix`` lets rows of a source that begin alike (same system message, and the same first question
+            up to its last medium, or all of it where it has none) follow one another, so that what those of one step
+            share goes through the model once; at most 64 together. Rows stay examples of their own.
     """
 
     sources: Annotated[
@@ -179,6 +182,7 @@ class RecipeConfig(Strict):
     validation: ValidationConfig | None = None
     budget: Fraction = 0.01
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    join: Literal["shared_prefix"] | None = None
 
     @field_validator("validation")
     @classmethod
@@ -275,13 +279,23 @@ class StageConfig(Strict):
     train: dict[str, GroupConfig] = Field(min_length=1)
     duration: Length
     batch: BatchSize
-    micro_batch: Tokens = Duration(4096, "tokens")
+    micro_batch: Tokens = Field(default=Duration(4096, "tokens"), validate_default=True)
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     clip: float | None = Field(default=1.0, gt=0)
     activation_checkpointing: bool = False
     evaluate: EvaluationConfig | None = None
     init_from: str | None = None
+
+    @field_validator("micro_batch")
+    @classmethod
+    def _holds_a_thread(cls, value: Duration, info: ValidationInfo) -> Duration:
+        recipe = info.data.get("recipe")
+        if recipe and recipe.length > value.value:
+            raise ValueError(
+                f"{value} can't hold a thread of the recipe's length, {recipe.length} tokens; raise it, or lower that"
+            )
+        return value
 
     @field_validator("evaluate")
     @classmethod

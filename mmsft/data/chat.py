@@ -1,7 +1,7 @@
 """From a conversation to tokens and targets: the prompt as inference tokenises it, each learned reply apart from it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final, Literal, TypeAlias
 
@@ -83,14 +83,14 @@ class ChatEncoder:
             turns = self._learned(conversation, path)
             new = set(turns) - learned
             if new or self.learn == "all":
-                threads.append(self._thread(script, path, turns, new, threads))
+                threads.append(self._thread(script, path, turns, new, source, threads))
                 learned |= new
         if not any(len(thread.targets) for thread in threads):
             raise NothingToLearn(
                 f"{conversation.id}: nothing to learn with learn: {self.learn}; it takes an assistant turn with a "
                 "weight above 0"
             )
-        return replace(tree.join(threads), source=source)
+        return tree.join(threads)
 
     def prompt(self, conversation: Conversation) -> Encoded:
         """Returns the conversation up to where the assistant begins to speak, for inference; nothing is learned.
@@ -155,7 +155,13 @@ class ChatEncoder:
         )
 
     def _thread(
-        self, script: Script, path: Sequence[int], turns: Sequence[int], new: set[int], earlier: Sequence[Encoded]
+        self,
+        script: Script,
+        path: Sequence[int],
+        turns: Sequence[int],
+        new: set[int],
+        source: int,
+        earlier: Sequence[Encoded],
     ) -> Encoded:
         everything = self.learn == "all"
         if not everything:
@@ -175,7 +181,7 @@ class ChatEncoder:
             at, lead = reply.stop, credit if reply.end else None
         # The end token stands before what follows it, as its tokenizer wants to see it: some take white space along.
         strand.write(text[at : len(text) if everything else at + len(replies[-1].end)], context, lead)
-        return self._fitting(strand.encoded(script.conversation.id, earlier if everything else ()))
+        return self._fitting(strand.encoded(script.conversation.id, source, earlier if everything else ()))
 
     def _behind_marker(self, script: Script, reply: Reply, text: str) -> int:
         at = text.find(MARKER, reply.start, reply.stop)

@@ -1,6 +1,8 @@
-"""Joins encoded threads to a padded batch, each distinct medium loaded once."""
+"""Makes a batch of encoded rows, trees packed or threads padded, with each distinct medium in it once."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from typing import Literal
 
 import numpy as np
@@ -8,7 +10,19 @@ import torch
 from torch import Tensor
 
 from mmsft.data.media_reader import MediaReader
-from mmsft.types import Batch, BatchTargets, Encoded, Grid, Media, MediaBatch, MediaGroup, MediaUse
+from mmsft.types import (
+    Batch,
+    BatchTargets,
+    Encoded,
+    Grid,
+    Media,
+    MediaBatch,
+    MediaGroup,
+    MediaUse,
+    Pack,
+    Segment,
+    subtree_ends,
+)
 
 Loaded = Mapping[Media, Mapping[str, Tensor]]
 
@@ -25,22 +39,44 @@ def collate(
         side: where padding goes: right to train, left to generate.
     """
     width = max(len(thread) for thread in threads)
-    shape = (len(threads), width)
+    starts = [row * width + (width - len(thread) if side == "left" else 0) for row, thread in enumerate(threads)]
+    return _batch(threads, starts, (len(threads), width), reader, loaded)
+
+
+def pack(trees: Sequence[Encoded], reader: MediaReader, loaded: Loaded) -> Batch:
+    """Puts trees behind one another; arguments as of `collate`."""
+    starts = [0, *accumulate(len(tree) for tree in trees)]
+    batch = _batch(trees, starts[:-1], (1, starts[-1]), reader, loaded)
+    segments: list[Segment] = []
+    for start, tree in zip(starts, trees, strict=False):
+        first = len(segments)
+        segments += [
+            Segment(start + segment.start, start + segment.end, segment.parent + first if segment.parent >= 0 else -1)
+            for segment in tree.segments
+        ]
+    lengths = [segment.end - segment.start for segment in segments]
+    until = np.repeat(np.array(subtree_ends(segments), np.int64), lengths)
+    return replace(batch, pack=Pack(tuple(segments), torch.from_numpy(until)))
+
+
+def _batch(
+    rows: Sequence[Encoded], starts: Sequence[int], shape: tuple[int, int], reader: MediaReader, loaded: Loaded
+) -> Batch:
+    """Writes rows from their starts on into the flattened tokens of a batch."""
     input_ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     mask = np.zeros(shape, bool)
-    starts = [row * width + (width - len(thread) if side == "left" else 0) for row, thread in enumerate(threads)]
-    for start, thread in zip(starts, threads, strict=True):
-        where = slice(start, start + len(thread))
-        input_ids.reshape(-1)[where] = thread.input_ids
-        positions.reshape(-1)[where] = thread.positions
+    for start, row in zip(starts, rows, strict=True):
+        where = slice(start, start + len(row))
+        input_ids.reshape(-1)[where] = row.input_ids
+        positions.reshape(-1)[where] = row.positions
         mask.reshape(-1)[where] = True
     return Batch(
-        ids=tuple(thread.id for thread in threads),
+        ids=tuple(row.id for row in rows),
         input_ids=torch.from_numpy(input_ids),
         positions=torch.from_numpy(positions),
         mask=torch.from_numpy(mask),
-        targets=_targets(threads, starts),
-        media=_media(threads, starts, reader, loaded),
+        targets=_targets(rows, starts),
+        media=_media(rows, starts, reader, loaded),
     )
 
 

@@ -1,32 +1,22 @@
 """Reads the global steps of a stage, each a pure function of its number."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mmsft.data.chat import ChatEncoder, NothingToLearn, TooLong
-from mmsft.data.collate import Loaded, collate
-from mmsft.data.ledger import Fate, LostRow
-from mmsft.data.media_reader import MediaReader
+from mmsft.data.encoding import Encoding, Share
+from mmsft.data.ledger import LostRow
 from mmsft.data.mixture import Mixture
-from mmsft.data.order import rows_at
-from mmsft.data.tree import threads
+from mmsft.data.order import Order
 from mmsft.duration import Duration
 from mmsft.errors import DataError
-from mmsft.types import Batch, BatchTargets, Encoded, Ints, Media
-
-
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Which part of each global step a process takes."""
-
-    rank: int = 0
-    ranks: int = 1
+from mmsft.types import Batch, BatchTargets, Ints, Pack, Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +32,7 @@ class StepData:
         weight: sum of the target weights in `micro`.
         targets: number of targets in `micro`.
         tokens: number of tokens in `micro`, padding not counted.
+        spared: tokens that the model needn't read, since rows share them.
     """
 
     number: int
@@ -52,43 +43,11 @@ class StepData:
     weight: float
     targets: int
     tokens: int
+    spared: int
 
     def pin_memory(self) -> "StepData":
         """Returns a copy from which a GPU can read without waiting; the loader calls it."""
         return replace(self, micro=tuple(batch.map(Tensor.pin_memory) for batch in self.micro))
-
-
-@dataclass(frozen=True)
-class Encoding:
-    """How rows become batches: picklable, so that data workers hold one."""
-
-    encoder: ChatEncoder
-    reader: MediaReader
-    micro_tokens: int
-
-    def row(self, mixture: Mixture, pair: Ints) -> Encoded:
-        """Reads and encodes the row (source, row); media are probed, not loaded.
-
-        Raises:
-            DataError: the row can't be learned from.
-        """
-        return self.encoder.encode(mixture.conversation(pair), source=int(pair[0]))
-
-    def load(self, row: Encoded, known: Loaded) -> dict[Media, dict[str, Tensor]]:
-        """Loads those of the row's media that aren't in `known`.
-
-        Raises:
-            DataError: one can't be decoded.
-        """
-        return {item.media: self.reader.load(item.media) for item in row.media if item.media not in known}
-
-    def batches(self, rows: Sequence[Encoded], loaded: Loaded) -> Iterator[Batch]:
-        """Yields padded micro-batches of the rows' threads, longest first, each within `micro_tokens`."""
-        chains = sorted((chain for row in rows for chain in threads(row)), key=len, reverse=True)
-        while chains:
-            count = max(1, self.micro_tokens // len(chains[0]))
-            yield collate(chains[:count], self.reader, loaded)
-            chains = chains[count:]
 
 
 @dataclass
@@ -133,21 +92,33 @@ class Steps(Dataset[StepData]):
         rows = every.value * len(self.mixture.train)
         return int(first // rows) < int(last // rows)
 
+    @cached_property
+    def order(self) -> Order:
+        """The order of the rows."""
+        return order_of(self.mixture, self.seed)
+
     def __getitem__(self, number: int) -> StepData:
-        rows = rows_at(self.seed, len(self.mixture.train), *self.bounds(number))
-        mine = rows[self.share.rank :: self.share.ranks]
-        encoded, loaded, lost = read_rows(self.mixture, self.encoding, self.mixture.train[mine])
-        micro = tuple(self.encoding.batches(encoded, loaded)) or (_nothing(),)
+        rows = self.order.at(*self.bounds(number))
+        groups = self.mixture.groups
+        together = rows if groups is None else groups[rows]
+        work = self.encoding.work(self.mixture, self.mixture.train[rows], together.tolist(), self.share)
+        micro = tuple(work.micro) or (_nothing(self.encoding.packs),)
         return StepData(
             number=number,
             rows=rows,
             micro=micro,
-            lost=tuple(lost),
-            used=len(encoded),
+            lost=tuple(work.lost),
+            used=work.used,
             weight=float(sum(batch.targets.weight.sum(dtype=torch.float64).item() for batch in micro)),
             targets=sum(len(batch.targets.token) for batch in micro),
-            tokens=sum(len(row) for row in encoded),
+            tokens=work.tokens,
+            spared=work.spared,
         )
+
+
+def order_of(mixture: Mixture, seed: int) -> Order:
+    """Returns the order in which a mixture's rows are trained on."""
+    return Order(seed, len(mixture.train), mixture.groups)
 
 
 def held_out_batches(
@@ -155,39 +126,16 @@ def held_out_batches(
 ) -> Iterator[Batch]:
     """Yields batches of held-out rows, a few rows at a time; those that can't be scored go to `lost`."""
     for start in range(0, len(pairs), rows):
-        encoded, loaded, unread = read_rows(mixture, encoding, pairs[start : start + rows])
-        lost += unread
-        yield from encoding.batches(encoded, loaded)
+        some = pairs[start : start + rows]
+        work = encoding.work(mixture, some, range(len(some)), Share())
+        lost += work.lost
+        yield from work.micro
 
 
-def read_rows(
-    mixture: Mixture, encoding: Encoding, pairs: Ints
-) -> tuple[list[Encoded], dict[Media, Mapping[str, Tensor]], list[LostRow]]:
-    """Encodes the rows [n, 2] and loads their media; returns also the rows that can't be learned from."""
-    encoded: list[Encoded] = []
-    loaded: dict[Media, Mapping[str, Tensor]] = {}
-    lost: list[LostRow] = []
-    for pair in pairs:
-        try:
-            row = encoding.row(mixture, pair)
-            loaded.update(encoding.load(row, loaded))
-            encoded.append(row)
-        except (TooLong, NothingToLearn) as error:
-            lost.append(_lost(mixture.row_id(pair), "dropped", error))
-        except DataError as error:
-            lost.append(_lost(mixture.row_id(pair), "failed", error))
-    return encoded, loaded, lost
-
-
-def _lost(row: str, fate: Fate, error: DataError) -> LostRow:
-    """Books a lost row; modalities and templates don't know whose row they fail on."""
-    reason = str(error)
-    return LostRow(row, fate, reason if row in reason else f"{row}: {reason}")
-
-
-def _nothing() -> Batch:
+def _nothing(packs: bool) -> Batch:
     """Returns a batch without targets, so that every process takes part in every step."""
     nothing = torch.zeros(0, dtype=torch.int64)
+    segment = Pack((Segment(0, 1),), torch.ones(1, dtype=torch.int64))
     return Batch(
         ids=("(no row)",),
         input_ids=torch.zeros(1, 1, dtype=torch.int64),
@@ -195,6 +143,7 @@ def _nothing() -> Batch:
         mask=torch.ones(1, 1, dtype=torch.bool),
         targets=BatchTargets(nothing, nothing, torch.zeros(0), nothing),
         media={},
+        pack=segment if packs else None,
     )
 
 

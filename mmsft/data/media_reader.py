@@ -38,6 +38,10 @@ class MediaReader:
             )
         return self.towers[media.modality][0]
 
+    def apart(self, media: Media) -> bool:
+        """Tells whether the medium becomes other tokens for each question about it."""
+        return media.modality in self.towers and self.towers[media.modality][1].reads_context
+
     def grid(self, media: Media) -> Grid:
         """Returns the features that the medium gives, from its header."""
         modality = self.modality(media)

@@ -93,6 +93,9 @@ class Messages:
 
     def pieces(self, text: str) -> Iterator[Piece]:
         """Splits rendered text into text, literals and media."""
+        if not self._media and not self._literals:
+            yield text, False
+            return
         for piece in _SPLIT.split(text):
             if not piece:
                 continue

@@ -14,6 +14,7 @@ from mmsft.data.formats import FORMATS, Format, format_named
 from mmsft.data.formats.media_tags import media_in_columns
 from mmsft.data.media import resolve
 from mmsft.data.order import permutation
+from mmsft.data.shared import beginning, group
 from mmsft.data.sources import Rows, open_rows
 from mmsft.data.split import Drawn, draw
 from mmsft.errors import ConfigError, DataError, Problems, suggest
@@ -84,13 +85,15 @@ class Source:
 class Mixture:
     """The rows of a recipe.
 
-    Opening one finds the rows' places. Only two settings need more, and read every row once: `where` looks at columns,
-    and a validation `fraction` at the media, since rows of one picture stay together.
+    Opening one finds the rows' places. Only three settings need more, and read every row once: `where` looks at
+    columns, a validation `fraction` at the media, since rows of one picture stay together, and `join` at what rows
+    begin with.
 
     Attributes:
         sources: the sources, the validation file's last where there is one.
         train: [n, 2] (source, row) of what is trained on, in the order of the sources.
         held_out: [m, 2] likewise of what is held out, shuffled, so that its first rows are a sample of all.
+        groups: [n] the same number for rows of `train` that stay together since they begin alike; None = none do.
     """
 
     def __init__(self, recipe: RecipeConfig) -> None:
@@ -126,6 +129,7 @@ class Mixture:
             train, out = train[~drawn.held_out], train[drawn.held_out]
         self.train: Ints = train
         self.held_out: Ints = out[permutation(split.seed, 0, len(out))] if split else out
+        self.groups: Ints | None = group(self._beginning(pair) for pair in train) if recipe.join else None
 
     def conversation(self, pair: Ints) -> Conversation:
         """Reads the row (source, row)."""
@@ -134,6 +138,14 @@ class Mixture:
     def row_id(self, pair: Ints) -> str:
         """Returns the id of the row (source, row), also of one that can't be read."""
         return self.sources[int(pair[0])].rows.row_id(int(pair[1]))
+
+    def _beginning(self, pair: Ints) -> bytes | None:
+        """Returns what rows of one source can share with the row; None for one that can't be read."""
+        source = int(pair[0])
+        try:
+            return b"%d " % source + beginning(self.sources[source].written(int(pair[1])))
+        except DataError:
+            return None
 
     def _shown(self, pair: Ints) -> list[bytes]:
         """Returns what a row shows: its media as it writes them, wherever the data lies, or itself."""

@@ -1,6 +1,7 @@
 """The tokens of one thread while they are written, piece by piece, each with its weight in the loss."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -38,7 +39,7 @@ class Strand:
         self._guard = guard
         self._slots = slots
         self._ids: list[int] = []
-        self._credit: list[Credit] = []
+        self._credits: list[tuple[int, int, Credit]] = []
         self._media: list[Placed] = []
         self._after: After = "start"
 
@@ -51,12 +52,14 @@ class Strand:
             else:
                 self._say(*piece, credit)
         if first is not None and begin < len(self._ids):
-            self._credit[begin] = first
+            self._credits.append((begin, begin + 1, first))
 
-    def encoded(self, id: str, earlier: Sequence[Encoded] = ()) -> Encoded:
+    def encoded(self, id: str, source: int = 0, earlier: Sequence[Encoded] = ()) -> Encoded:
         """Returns the thread; what belongs to no turn and stands in an `earlier` thread already isn't learned again."""
         ids = np.array(self._ids, np.int64)
-        weight = np.array([credit.weight for credit in self._credit], np.float32)
+        weight, turn = np.zeros(len(ids), np.float32), np.full(len(ids), _NO_TURN)
+        for start, stop, credit in self._credits:
+            weight[start:stop], turn[start:stop] = credit
         # The first token has nothing before it that could predict it.
         weight[:1] = 0
         thread = Encoded(
@@ -66,20 +69,21 @@ class Strand:
             segments=(Segment(0, len(ids)),),
             targets=_targets(ids, weight),
             media=tuple(self._media),
+            source=source,
         )
         if not earlier:
             return thread
         depth = max(tree.shared(thread, other) for other in earlier)
-        known = np.array([credit.turn == _NO_TURN for credit in self._credit[:depth]], np.bool_)
-        weight[:depth][known] = 0
-        return Encoded(id, ids, thread.positions, thread.segments, _targets(ids, weight), thread.media)
+        weight[:depth][turn[:depth] == _NO_TURN] = 0
+        return replace(thread, targets=_targets(ids, weight))
 
     def _say(self, text: str, literal: bool, credit: Credit) -> None:
         tokenizer = self._guard.tokenizer
         # What follows a medium is tokenised as behind a placeholder token: so it is by the processors of other tools.
         ids = tokenizer.literal(text) if literal else tokenizer.text(text, self._after)
+        if credit is not CONTEXT:
+            self._credits.append((len(self._ids), len(self._ids) + len(ids), credit))
         self._ids += ids
-        self._credit += [credit] * len(ids)
         self._after = "text"
 
     def _place(self, media: Media) -> None:
@@ -89,7 +93,6 @@ class Strand:
             if isinstance(part, Slots):
                 slots += range(len(self._ids), len(self._ids) + part.count)
                 self._ids += [0] * part.count
-                self._credit += [CONTEXT] * part.count
                 self._after = "token"
             else:
                 for text, literal in self._guard.split(part.text):

@@ -127,7 +127,8 @@ class Tokenizer:
         return cuts or [Ended(reply, "")]
 
     def _plain(self, text: str) -> list[int]:
-        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        # Ids alone, without the offsets that `encode` also works out; one text never wakes the library's threads.
+        ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 
     def _spelled(self, text: str) -> list[int]:

@@ -1,6 +1,6 @@
 """Threads joined into a tree of tokens, in which what they share stands once, and taken apart again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -18,17 +18,22 @@ class _Node:
     children: list["_Node"] = field(default_factory=list)
 
 
-def join(threads: Sequence[Encoded]) -> Encoded:
+Apart = Callable[[Media], bool]
+"""Tells whether a medium becomes other tokens in each thread, since its adapter reads what is asked about it."""
+
+
+def join(threads: Sequence[Encoded], apart: Apart = lambda media: False) -> Encoded:
     """Joins threads by their longest common prefixes; the targets of all are kept.
 
     A thread that is the beginning of another one disappears in it.
 
     Args:
-        threads: chains of one conversation, at least one.
+        threads: chains of one source, at least one.
+        apart: media that threads can't share; they stand below the branch point.
     """
     if len(threads) == 1:
         return threads[0]
-    keys = _keys(threads)
+    keys = _keys(threads, apart)
     root = _Node(-1, 0, 0)
     for index in range(len(threads)):
         _insert(root, keys, index)
@@ -44,21 +49,45 @@ def threads(encoded: Encoded) -> list[Encoded]:
     return [_thread(encoded, path, owner == index) for index, path in enumerate(paths)]
 
 
-def shared(first: Encoded, second: Encoded) -> int:
+def divide(encoded: Encoded, most: int, apart: Apart = lambda media: False) -> list[list[Encoded]]:
+    """Divides a tree's threads so that those of each part, joined, have at most so many tokens.
+
+    What parts share is in each of them. A thread that is longer is a part of its own.
+    """
+    if len(encoded) <= most:
+        return [threads(encoded)]
+    parts: list[list[Encoded]] = []
+    size, before = 0, None
+    for thread in threads(encoded):
+        # Threads come as a walk in depth meets them, so that none before shares more than the last.
+        new = len(thread) - (shared(before, thread, apart) if before else 0)
+        if before is None or size + new > most:
+            parts.append([])
+            size, new = 0, len(thread)
+        parts[-1].append(thread)
+        size, before = size + new, thread
+    return parts
+
+
+def shared(first: Encoded, second: Encoded, apart: Apart = lambda media: False) -> int:
     """Returns how many tokens two threads begin with in common."""
-    one, other = _keys((first, second))
+    one, other = _keys((first, second), apart)
     return _common(one, other)
 
 
-def _keys(threads: Sequence[Encoded]) -> list[Ints]:
+def _keys(threads: Sequence[Encoded], apart: Apart) -> list[Ints]:
     """Returns each thread's ids, with numbers below 0 at slots: equal for equal places in equal media."""
-    numbers: dict[tuple[Media, int], int] = {}
+    numbers: dict[tuple[Media, int, int], int] = {}
+    below = -1
     keys = []
-    for thread in threads:
+    for index, thread in enumerate(threads):
         key = thread.input_ids.copy()
         for placed in thread.media:
-            first = numbers.setdefault((placed.media, len(placed.slots)), -1 - sum(slots for _, slots in numbers))
-            key[placed.slots] = first - np.arange(len(placed.slots))
+            which = (placed.media, len(placed.slots), index if apart(placed.media) else -1)
+            if which not in numbers:
+                numbers[which] = below
+                below -= len(placed.slots)
+            key[placed.slots] = numbers[which] - np.arange(len(placed.slots))
         keys.append(key)
     return keys
 
@@ -106,7 +135,7 @@ def _flat(root: _Node, threads: Sequence[Encoded], keys: list[Ints]) -> Encoded:
         if len(placed.slots) and node.start <= placed.slots[0] < node.end
     ]
     return Encoded(
-        id=first.id,
+        id=", ".join(dict.fromkeys(thread.id for thread in threads)),
         input_ids=np.concatenate([threads[node.thread].input_ids[node.start : node.end] for node in nodes]),
         positions=np.concatenate([np.arange(node.start, node.end) for node in nodes]),
         segments=tuple(segments),

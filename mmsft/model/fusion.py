@@ -2,7 +2,8 @@
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,8 +12,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from mmsft.errors import AlignmentError, ConfigError, DataError
+from mmsft.model import attention
+from mmsft.model.attention import Trees
 from mmsft.model.modes import evaluating
 from mmsft.model.nll import nll
+from mmsft.model.packs import why_not_packed
 from mmsft.model.parts import Part, parts
 from mmsft.model.tower import Tower
 from mmsft.types import Batch, MediaBatch
@@ -28,8 +32,8 @@ class MultimodalModel(nn.Module):
     Attributes:
         decoder: any causal language model of transformers that takes `inputs_embeds`.
         towers: by modality.
-        head_apart: logits are the head's output on the hidden states and nothing else (`find_head` tells), so that
-            only targets need meet the head.
+        head_apart: logits are the head's output on the hidden states and nothing else (`find_head` tells).
+        packs: it takes packs of trees (`find_attention` tells); else threads are padded.
     """
 
     def __init__(self, decoder: PreTrainedModel, towers: Mapping[str, Tower] | None = None) -> None:
@@ -37,8 +41,9 @@ class MultimodalModel(nn.Module):
         self.decoder = decoder
         self.towers = nn.ModuleDict(dict(towers or {}))
         self.head_apart = True
-        accepted = inspect.signature(self.body.forward).parameters
-        self._takes_positions = "position_ids" in accepted
+        self.packs = False
+        self._padded_attention: str = self.decoder.config._attn_implementation
+        self._takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
 
     @property
     def body(self) -> nn.Module:
@@ -52,6 +57,12 @@ class MultimodalModel(nn.Module):
         head: nn.Module = self.decoder.get_output_embeddings()
         return head
 
+    @property
+    def _vocabulary(self) -> int:
+        size = self.head.out_features
+        assert isinstance(size, int)
+        return size
+
     def forward(self, batch: Batch) -> Tensor:
         """Returns the negative log-likelihood [N] of the batch's targets, fp32.
 
@@ -59,11 +70,10 @@ class MultimodalModel(nn.Module):
             AlignmentError: a medium's tokens differ in number from its slots.
             DataError: there is no tower for a medium.
         """
-        at, token = batch.targets.at, batch.targets.token
-        if not self.head_apart:
-            return nll(self.logits(batch).flatten(0, 1)[at], token)
         hidden_BTD = self.body(**self._inputs(batch)).last_hidden_state
-        return nll(hidden_BTD.flatten(0, 1)[at], token, self.head)
+        hidden_ND = hidden_BTD.flatten(0, 1)[batch.targets.at]
+        logits = self.head if self.head_apart else self._familys_logits
+        return nll(hidden_ND, batch.targets.token, logits, self._vocabulary)
 
     def logits(self, batch: Batch) -> Tensor:
         """Returns the logits [B, T, V] at every position; for comparisons, since training never holds them whole."""
@@ -71,8 +81,19 @@ class MultimodalModel(nn.Module):
         return logits
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
-        inputs = {"inputs_embeds": self.embed(batch), "attention_mask": batch.mask.long(), "use_cache": False}
+        self.attend(packed=batch.pack is not None)
+        inputs: dict[str, Any] = {"inputs_embeds": self.embed(batch), "use_cache": False}
+        if batch.pack is None:
+            inputs["attention_mask"] = batch.mask.long()
+        else:
+            inputs["trees"] = Trees(batch.pack, batch.positions[0])
         return inputs | ({"position_ids": batch.positions} if self._takes_positions else {})
+
+    def attend(self, *, packed: bool) -> None:
+        """Has the decoder attend in packs from here on, or in padded threads; it recomputes activations likewise."""
+        wanted = attention.NAME if packed else self._padded_attention
+        if self.decoder.config._attn_implementation != wanted:
+            self.decoder.set_attn_implementation(wanted)
 
     def embed(self, batch: Batch) -> Tensor:
         """Returns the embeddings [B, T, D], those of media in their slots."""
@@ -107,11 +128,26 @@ class MultimodalModel(nn.Module):
             self.decoder.activation_checkpointing_disable()
 
     @torch.no_grad()
+    def find_attention(self) -> None:
+        """Sets `packs` by comparing a pack with its threads; an empty model has nothing to compare, and is trusted."""
+        reason = None if self.decoder.device.type == "meta" else why_not_packed(self.decoder)
+        self.packs = reason is None
+        if reason is not None:
+            log.warning(
+                "%s: %s; its threads are padded, and what they share goes through it once for each",
+                type(self.decoder).__name__,
+                reason,
+            )
+
+    @torch.no_grad()
     def find_head(self) -> None:
         """Sets `head_apart` by comparing the head alone with the decoder's own logits on a few tokens.
 
-        Some families cap or scale their logits outside the head; they pay with logits at every position. An empty model
-        has no values to compare: there the logits must be the very tensor that the head returns.
+        Some families cap or scale their logits outside the head. An empty model has no values to compare: there the
+        logits must be the very tensor that the head returns.
+
+        Raises:
+            ConfigError: the family's logits follow from more than its last hidden states.
         """
         if self.decoder.device.type == "meta":
             self.head_apart = _returns_its_heads_output(self.decoder)
@@ -121,17 +157,20 @@ class MultimodalModel(nn.Module):
         # Real embeddings, made large, so that a cap on the logits shows.
         inputs = {"inputs_embeds": embeddings(ids) * 4, "use_cache": False}
         with evaluating(self):
-            whole = self.decoder(**inputs).logits.float()
-            apart = self.head(self.body(**inputs).last_hidden_state).float()
-        difference = float((whole - apart).abs().max()) / max(1e-6, float(whole.abs().max()))
-        self.head_apart = whole.shape == apart.shape and difference < 1e-4
-        if not self.head_apart:
-            log.warning(
-                "%s scales or caps its logits outside the head (relative difference %.2g): they are computed at every "
-                "position, which costs memory for tokens of a micro-batch times vocabulary",
-                type(self.decoder).__name__,
-                difference,
-            )
+            whole = self.decoder(**inputs).logits[0]
+            hidden = self.body(**inputs).last_hidden_state[0]
+            self.head_apart = _alike(whole, self.head(hidden))
+            if not self.head_apart and not _alike(whole, self._familys_logits(hidden)):
+                name = type(self.decoder).__name__
+                raise ConfigError(
+                    f"{name}: its logits follow from more than its last hidden states; name another model"
+                )
+
+    def _familys_logits(self, hidden_ND: Tensor) -> Tensor:
+        """Runs the decoder's own last step, with the caps and scales of its family."""
+        with _body_replaced(self.decoder, hidden_ND[None]):
+            logits: Tensor = self.decoder(inputs_embeds=hidden_ND[None], use_cache=False).logits[0]
+        return logits
 
 
 class _AnyOutput(BaseModelOutputWithPast):
@@ -141,19 +180,36 @@ class _AnyOutput(BaseModelOutputWithPast):
         return None
 
 
+@contextmanager
+def _body_replaced(decoder: Any, hidden: Tensor) -> Iterator[None]:
+    """Has the decoder's body give hidden states that are there already."""
+    body = decoder.base_model
+    body.forward = lambda *args, **kwargs: _AnyOutput(last_hidden_state=hidden)
+    try:
+        yield
+    finally:
+        del body.forward  # the class's own shows again
+
+
+def _alike(whole: Tensor, apart: Tensor) -> bool:
+    if whole.shape != apart.shape:
+        return False
+    difference = (whole.float() - apart.float()).abs().max()
+    return float(difference) < 1e-4 * max(1e-6, float(whole.float().abs().max()))
+
+
 def _returns_its_heads_output(decoder: Any) -> bool:
     """Runs a decoder's last step on the meta device; its body, whose masks need values, is left out."""
-    body, head = decoder.base_model, decoder.get_output_embeddings()
+    head = decoder.get_output_embeddings()
     hidden = torch.empty(1, 1, head.in_features, device="meta", dtype=head.weight.dtype)
     returned: list[Tensor] = []
     hook = head.register_forward_hook(lambda module, inputs, output: returned.append(output))
-    body.forward = lambda *args, **kwargs: _AnyOutput(last_hidden_state=hidden)
     try:
-        logits = decoder(inputs_embeds=hidden, use_cache=False).logits
+        with _body_replaced(decoder, hidden):
+            logits = decoder(inputs_embeds=hidden, use_cache=False).logits
     except RuntimeError:
         return True  # it calls another module than its body, which needs values; with these it will be known
     finally:
-        del body.forward  # the class's own shows again
         hook.remove()
     return any(logits is output for output in returned)
 

@@ -56,6 +56,7 @@ def generate(
     )
     devices = [batch.input_ids.device] if batch.input_ids.is_cuda else []
     decoder: Any = model.decoder
+    model.attend(packed=False)
     with _only(settings, model), evaluating(model), torch.random.fork_rng(devices, enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)

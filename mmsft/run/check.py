@@ -10,8 +10,7 @@ from torch import nn
 
 from mmsft.config import StageConfig
 from mmsft.data.ledger import LostRow
-from mmsft.data.loader import Encoding, read_rows
-from mmsft.data.order import rows_at
+from mmsft.data.loader import order_of
 from mmsft.errors import Problems
 from mmsft.model.export import rehearsal_problem
 from mmsft.model.fusion import MultimodalModel
@@ -169,7 +168,7 @@ def _learning(run: Run, stage: StageConfig, names: Mapping[str, nn.Parameter]) -
 def _data(run: Run, stage: StageConfig, rows: int) -> Iterator[tuple[str, str]]:
     mixture = run.mixture(stage.recipe)
     total, held_out = len(mixture.train), len(mixture.held_out)
-    first = rows_at(run.order_seed(stage), total, 0, min(rows, total))
+    first = order_of(mixture, run.order_seed(stage)).at(0, min(rows, total))
     yield from _rows(run, stage, f"{total:,} rows", mixture.train[first])
     if held_out:
         yield from _rows(run, stage, f"{held_out:,} rows held out", mixture.held_out[:rows])
@@ -178,12 +177,12 @@ def _data(run: Run, stage: StageConfig, rows: int) -> Iterator[tuple[str, str]]:
 def _rows(run: Run, stage: StageConfig, whole: str, pairs: Ints) -> Iterator[tuple[str, str]]:
     """Encodes rows, the first of a whole, and loads their media."""
     mixture = run.mixture(stage.recipe)
-    encoding = Encoding(run.encoder(stage.recipe), run.reader, int(stage.micro_batch.value))
+    encoding = run.encoding(stage)
     read: list[Encoded] = []
     lost: list[LostRow] = []
     for start in range(0, len(pairs), 32):
-        encoded, _, unread = read_rows(mixture, encoding, pairs[start : start + 32])
-        read, lost = read + encoded, lost + unread
+        some = encoding.read(mixture, pairs[start : start + 32])
+        read, lost = [*read, *some.rows.values()], lost + some.lost
     yield "facts", f"stage {stage.name}: {whole}; {len(read)} of the first {len(pairs)} read"
     if read:
         tokens, learned = mean(len(row) for row in read), mean(len(row.targets) for row in read)

@@ -14,6 +14,7 @@ from mmsft import assets
 from mmsft.adapters import adapter_spec
 from mmsft.config import Origins, RecipeConfig, RunConfig, StageConfig, read_config
 from mmsft.data.chat import ChatEncoder
+from mmsft.data.encoding import Encoding
 from mmsft.data.media_reader import MediaReader
 from mmsft.data.mixture import Mixture
 from mmsft.data.template import resolve_template, template_in_file
@@ -72,6 +73,15 @@ class Run:
             length=recipe.length,
             data_tokens=self.config.model.decoder.new_tokens,
         )
+
+    def encoding(self, stage: StageConfig, *, packs: bool = True) -> Encoding:
+        """Returns how a stage's rows become batches.
+
+        Args:
+            stage: one of the run's.
+            packs: whether the model takes packs of trees.
+        """
+        return Encoding(self.encoder(stage.recipe), self.reader, int(stage.micro_batch.value), packs)
 
     def order_seed(self, stage: StageConfig) -> int:
         """Returns the seed of a stage's order and dropout: stages on one recipe see it in different orders."""

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from mmsft.assistant import Assistant
 from mmsft.data.collate import Loaded, collate
-from mmsft.data.loader import Encoding, read_rows
 from mmsft.data.tree import threads
 from mmsft.errors import CheckpointError, ConfigError, DataError, suggest
 from mmsft.eval.accuracy import reference_of
@@ -175,15 +174,15 @@ def _rows_to_compare(run: Run, stage: int, rows: int) -> list[Batch]:
     # A stage may be on text alone; those before it had media then.
     for trained in reversed(run.config.stages[: stage + 1]):
         mixture = run.mixture(trained.recipe)
-        encoding = Encoding(run.encoder(trained.recipe), run.reader, trained.recipe.length)
+        encoding = run.encoding(trained)
         for pair in mixture.train[:_SEARCHED]:
             if len(found) >= rows and not missing:
                 break
-            encoded, media, _ = read_rows(mixture, encoding, pair[None])
-            shown = {placed.media.modality for row in encoded for placed in row.media}
+            read = encoding.read(mixture, pair[None])
+            shown = {placed.media.modality for row in read.rows.values() for placed in row.media}
             if len(found) < rows or shown & missing:
-                found += encoded
-                loaded = {**loaded, **media}
+                found += read.rows.values()
+                loaded = {**loaded, **read.loaded}
                 missing -= shown
     if missing or not found:
         what = f"a medium for the tower {', '.join(sorted(missing))}" if missing else "tokens to compare"

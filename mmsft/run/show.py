@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.text import Text as Styled
 
 from mmsft.config import StageConfig
-from mmsft.data.order import rows_at
+from mmsft.data.loader import order_of
 from mmsft.data.tokens import Tokenizer
 from mmsft.data.tree import threads
 from mmsft.errors import ConfigError, DataError, suggest
@@ -142,7 +142,7 @@ def show_rows(run: Run, stage: str | None, start: int, rows: int) -> Iterator[Sh
     count = len(mixture.train)
     if not 0 <= start < count:
         raise ConfigError(f"--start {start}: stage {chosen.name} trains on {count} rows; write 0 to {count - 1}")
-    for row in rows_at(seed, count, start, min(start + rows, count)):
+    for row in order_of(mixture, seed).at(start, min(start + rows, count)):
         pair = mixture.train[row]
         try:
             encoded = encoder.encode(mixture.conversation(pair))

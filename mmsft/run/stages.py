@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 
 from mmsft.assistant import Assistant
 from mmsft.config import StageConfig, dump_config
+from mmsft.data.encoding import Encoding, Share
 from mmsft.data.ledger import Ledger, LostRow
-from mmsft.data.loader import Encoding, Share, Steps, held_out_batches, plan, read_steps
+from mmsft.data.loader import Steps, held_out_batches, order_of, plan, read_steps
 from mmsft.data.mixture import Mixture
-from mmsft.data.order import rows_at
 from mmsft.errors import CheckpointError, ConfigError, DataError, MmsftError
 from mmsft.eval.loss import held_out_loss
 from mmsft.model.fusion import MultimodalModel
@@ -178,7 +178,7 @@ def _stage(
     """Trains a stage; returns where it ended."""
     run, ranks, model = session.run, session.ranks, session.model
     mixture = run.mixture(stage.recipe)
-    encoding = Encoding(run.encoder(stage.recipe), run.reader, int(stage.micro_batch.value))
+    encoding = run.encoding(stage, packs=model.packs)
     if resumed is None and (start := starting_point(stage)):
         session.kept |= ckpt.restore_weights(start.path, model)
     optimizer = _optimizer(session, stage, mixture)
@@ -260,8 +260,10 @@ def _steps(session: Session, stage: StageConfig, mixture: Mixture, encoding: Enc
     def tokens(row: int) -> int:
         return _tokens(mixture, encoding, mixture.train[row])
 
+    order = order_of(mixture, seed)
+
     def length(index: int) -> int:
-        return tokens(int(rows_at(seed, rows, index, index + 1)[0]))
+        return tokens(int(order.at(index, index + 1)[0]))
 
     limit, starts = plan(stage.batch, stage.duration, rows, length)
     return Steps(mixture, encoding, seed, stage.batch, limit, Share(ranks.rank, ranks.count), starts)

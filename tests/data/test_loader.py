@@ -1,3 +1,4 @@
+from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -5,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmsft.data.loader import Encoding, Share, StepData, Steps, plan, read_rows, read_steps
-from mmsft.data.order import rows_at
+from mmsft.data.encoding import Share
+from mmsft.data.loader import StepData, Steps, order_of, plan, read_steps
 from mmsft.duration import Duration
 from mmsft.errors import DataError
+from mmsft.types import Batch
 from tests.makers import Lab
 
 
@@ -16,18 +18,20 @@ from tests.makers import Lab
 def steps(tmp_path_factory: pytest.TempPathFactory) -> Steps:
     """Two and a half epochs of 10 rows in steps of 4."""
     run = Lab.make(tmp_path_factory.mktemp("lab"), rows=10).run("a")
-    recipe = run.config.stages[0].recipe
-    encoding = Encoding(run.encoder(recipe), run.reader, 150)
-    return Steps(run.mixture(recipe), encoding, 3, Duration(4, "examples"), 25)
+    stage = run.config.stages[0]
+    return Steps(run.mixture(stage.recipe), run.encoding(stage), 3, Duration(4, "examples"), 25)
 
 
 def learned(step: StepData) -> list[tuple[str, int]]:
     """Returns what is learned in a step: the rows' ids and their targets."""
-    return sorted(
-        (micro.ids[int(at) // micro.input_ids.shape[1]], int(token))
-        for micro in step.micro
-        for at, token in zip(micro.targets.at, micro.targets.token, strict=True)
-    )
+    return sorted(pair for micro in step.micro for pair in _learned(micro))
+
+
+def _learned(micro: Batch) -> Iterator[tuple[str, int]]:
+    assert micro.pack
+    starts = [segment.start for segment in micro.pack.segments if segment.parent < 0]
+    for at, token in zip(micro.targets.at.tolist(), micro.targets.token.tolist(), strict=True):
+        yield micro.ids[bisect(starts, at) - 1], token
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
@@ -55,12 +59,12 @@ def test_the_last_step_takes_what_is_left(steps: Steps) -> None:
 
 def test_steps_cross_epochs_without_a_gap(steps: Steps) -> None:
     seen = np.concatenate([steps[number].rows for number in range(len(steps))])
-    assert seen.tolist() == rows_at(3, 10, 0, 25).tolist()
+    assert seen.tolist() == order_of(steps.mixture, 3).at(0, 25).tolist()
 
 
 def test_a_micro_batch_keeps_to_its_tokens(steps: Steps) -> None:
     for micro in (micro for number in range(len(steps)) for micro in steps[number].micro):
-        assert micro.input_ids.numel() <= 150 or len(micro.input_ids) == 1
+        assert micro.input_ids.numel() <= 150
 
 
 def test_a_rank_without_rows_still_has_a_batch(steps: Steps) -> None:
@@ -132,7 +136,7 @@ def test_a_row_that_fails_is_named_and_not_replaced(steps: Steps, tmp_path: Path
     (tmp_path / "images" / "green.png").write_bytes(b"no picture")
     run = lab.run("a")
     mixture = run.mixture(run.config.stages[0].recipe)
-    encoded, _, lost = read_rows(mixture, steps.encoding, mixture.train)
-    assert [row.id for row in encoded] == [f"rows.jsonl:{n}" for n in (1, 3, 4, 5, 6)]
+    encoded, _, lost = steps.encoding.read(mixture, mixture.train)
+    assert [row.id for row in encoded.values()] == [f"rows.jsonl:{n}" for n in (1, 3, 4, 5, 6)]
     assert [(row.row, row.fate) for row in lost] == [("rows.jsonl:2", "failed")]
     assert "green.png" in lost[0].reason

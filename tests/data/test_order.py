@@ -3,18 +3,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsft.data.order import chain, permutation, rows_at
+from mmsft.data.order import Order, chain, permutation
 
 
 @given(st.integers(0, 5), st.integers(1, 50), st.integers(0, 120), st.integers(0, 60))
 def test_an_order_does_not_depend_on_where_reading_begins(seed: int, rows: int, start: int, count: int) -> None:
-    whole = rows_at(seed, rows, 0, start + count)
-    assert rows_at(seed, rows, start, start + count).tolist() == whole[start:].tolist()
+    whole = Order(seed, rows).at(0, start + count)
+    assert Order(seed, rows).at(start, start + count).tolist() == whole[start:].tolist()
 
 
 @given(st.integers(0, 5), st.integers(1, 50), st.integers(0, 3))
 def test_an_epoch_has_each_row_once(seed: int, rows: int, epoch: int) -> None:
-    assert sorted(rows_at(seed, rows, epoch * rows, (epoch + 1) * rows)) == list(range(rows))
+    assert sorted(Order(seed, rows).at(epoch * rows, (epoch + 1) * rows)) == list(range(rows))
 
 
 def test_epochs_and_seeds_have_orders_of_their_own() -> None:
@@ -23,7 +23,7 @@ def test_epochs_and_seeds_have_orders_of_their_own() -> None:
 
 
 def test_an_order_is_the_same_on_every_machine() -> None:
-    assert rows_at(7, 5, 3, 9).tolist() == GOLDEN
+    assert Order(7, 5).at(3, 9).tolist() == GOLDEN
 
 
 GOLDEN = [1, 4, 0, 4, 3, 2]
@@ -38,4 +38,4 @@ def test_the_chain_tells_the_rows_and_their_order() -> None:
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_step_may_span_several_epochs(rows: int) -> None:
-    assert len(rows_at(0, rows, 0, 10)) == 10
+    assert len(Order(0, rows).at(0, 10)) == 10

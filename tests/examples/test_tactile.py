@@ -18,7 +18,7 @@ from examples.tactile import Tactile
 from mmsft import Assistant, Conversation, DataError, Grid, Media, Run
 from mmsft.assistant import located, swap_media
 from mmsft.data.collate import Loaded
-from mmsft.data.loader import Encoding, read_rows
+from mmsft.data.encoding import Encoding
 from mmsft.eval.accuracy import accuracy
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.names import named_parameters
@@ -112,10 +112,10 @@ def mixed_run() -> Run:
 def encoded(run: Run, rows: Sequence[int]) -> tuple[Encoding, list[Encoded], Loaded]:
     stage = run.config.stages[0]
     mixture = run.mixture(stage.recipe)
-    encoding = Encoding(run.encoder(stage.recipe), run.reader, int(stage.micro_batch.value))
-    read, loaded, losses = read_rows(mixture, encoding, mixture.train[list(rows)])
-    assert not losses
-    return encoding, read, loaded
+    encoding = run.encoding(stage)
+    read = encoding.read(mixture, mixture.train[list(rows)])
+    assert not read.lost
+    return encoding, list(read.rows.values()), read.loaded
 
 
 def sums(run: Run, model: MultimodalModel, rows: Sequence[int]) -> tuple[float, float]:
@@ -191,10 +191,9 @@ def test_a_broken_file_is_a_failed_row_that_names_row_and_file(name: str, desk: 
     write_rows(desk / "mixed.jsonl", [talk("<tactile> Which?", "ring", "broken.npy")])
     run = mmsft.load_run(config_of("mixed.jsonl"))
     stage = run.config.stages[0]
-    encoding = Encoding(run.encoder(stage.recipe), run.reader, 4096)
     mixture = run.mixture(stage.recipe)
-    read, _, [loss] = read_rows(mixture, encoding, mixture.train)
-    assert (read, loss.fate) == ([], "failed")
+    read, _, [loss] = run.encoding(stage).read(mixture, mixture.train)
+    assert (read, loss.fate) == ({}, "failed")
     assert re.search(rf"^mixed\.jsonl:1: <tactile: .*broken\.npy>: .*{says}", loss.reason)
 
 

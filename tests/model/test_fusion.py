@@ -211,9 +211,9 @@ def test_chunked_losses_and_gradients_equal_whole_ones() -> None:
     head = nn.Linear(16, 50)
     hidden = torch.randn(23, 16, requires_grad=True)
     token = torch.randint(0, 50, (23,))
-    whole = nll(hidden, token, head)
+    whole = nll(hidden, token, head, vocabulary=50)
     whole_gradient = torch.autograd.grad(whole.sum(), [hidden, head.weight])
-    chunked = nll(hidden, token, head, chunk=50 * 5)
+    chunked = nll(hidden, token, head, vocabulary=50, chunk=50 * 5)
     chunked_gradient = torch.autograd.grad(chunked.sum(), [hidden, head.weight])
     # fp32: a product of fewer rows is summed in another order.
     for one, other in zip([whole, *whole_gradient], [chunked, *chunked_gradient], strict=True):

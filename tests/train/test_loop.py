@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmsft.data.loader import Encoding, StepData, Steps
+from mmsft.data.encoding import Encoding
+from mmsft.data.loader import StepData, Steps
 from mmsft.duration import Duration
 from mmsft.errors import Diverged
 from mmsft.model.fusion import MultimodalModel

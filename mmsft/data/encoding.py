@@ -1,0 +1,247 @@
+"""From rows to micro-batches: rows that stand together become trees, trees become packs of like size."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import NamedTuple
+
+from torch import Tensor
+
+from mmsft.data import tree
+from mmsft.data.chat import ChatEncoder, NothingToLearn, TooLong
+from mmsft.data.collate import Loaded, collate, pack
+from mmsft.data.ledger import Fate, LostRow
+from mmsft.data.media_reader import MediaReader
+from mmsft.data.mixture import Mixture
+from mmsft.data.pack import bins
+from mmsft.errors import DataError
+from mmsft.types import Batch, Encoded, Ints, Media
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which part of each global step a process takes."""
+
+    rank: int = 0
+    ranks: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A row's threads in a part of a step.
+
+    Attributes:
+        row: its number in the step.
+        threads: those of its threads that are in this part.
+        first: whether the row's first thread is here, so that the row is counted here.
+    """
+
+    row: int
+    threads: tuple[Encoded, ...]
+    first: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What goes through the model together in any case: a tree, or a thread by itself.
+
+    Attributes:
+        members: the rows in it.
+        tree: their threads, joined.
+    """
+
+    members: tuple[Member, ...]
+    tree: Encoded
+
+
+class Read(NamedTuple):
+    """Rows that were read and encoded, by number, with their media; and those that can't be learned from."""
+
+    rows: dict[int, Encoded]
+    loaded: Loaded
+    lost: list[LostRow]
+
+
+@dataclass
+class Work:
+    """A process's share of some rows, ready for the model.
+
+    Attributes:
+        micro: micro-batches.
+        used: rows that are learned from.
+        lost: rows that can't be.
+        tokens: that the model reads, padding not counted.
+        spared: tokens that it needn't read, since rows share them.
+    """
+
+    micro: list[Batch] = field(default_factory=list)
+    used: int = 0
+    lost: list[LostRow] = field(default_factory=list)
+    tokens: int = 0
+    spared: int = 0
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How rows become batches: picklable, so that data workers hold one.
+
+    Attributes:
+        encoder: from conversations to tokens.
+        reader: of media.
+        micro_tokens: most tokens of a micro-batch, padding included; no thread is longer.
+        packs: the model takes trees; else their threads are padded.
+    """
+
+    encoder: ChatEncoder
+    reader: MediaReader
+    micro_tokens: int
+    packs: bool = True
+
+    def row(self, mixture: Mixture, pair: Ints) -> Encoded:
+        """Reads and encodes the row (source, row); media are probed, not loaded.
+
+        Raises:
+            DataError: the row can't be learned from.
+        """
+        return self.encoder.encode(mixture.conversation(pair), source=int(pair[0]))
+
+    def rows(self, mixture: Mixture, pairs: Ints) -> list[Encoded | LostRow]:
+        """Reads and encodes rows [n, 2]."""
+        read: list[Encoded | LostRow] = []
+        for pair in pairs:
+            try:
+                read.append(self.row(mixture, pair))
+            except DataError as error:
+                read.append(lost(mixture.row_id(pair), error))
+        return read
+
+    def read(self, mixture: Mixture, pairs: Ints) -> Read:
+        """Reads and encodes rows [n, 2], and loads their media."""
+        found = self.rows(mixture, pairs)
+        encoded = {number: row for number, row in enumerate(found) if isinstance(row, Encoded)}
+        loaded, failed = self._load(encoded, encoded, mixture, pairs)
+        fates = [failed.get(number, row) for number, row in enumerate(found)]
+        kept = {number: row for number, row in enumerate(fates) if isinstance(row, Encoded)}
+        return Read(kept, loaded, [row for row in fates if isinstance(row, LostRow)])
+
+    def work(self, mixture: Mixture, pairs: Ints, together: Sequence[int], share: Share) -> Work:
+        """Reads some rows, divides them among the processes, and makes batches of this one's share.
+
+        Which rows it takes depends on all of their lengths, so that every process encodes the text of all of them;
+        media are loaded by the process that needs them.
+
+        Args:
+            mixture: the rows.
+            pairs: [n, 2] (source, row).
+            together: [n] equal for neighbours that are to be joined.
+            share: this process's.
+        """
+        work = Work()
+        encoded: dict[int, Encoded] = {}
+        for number, row in enumerate(self.rows(mixture, pairs)):
+            if isinstance(row, Encoded):
+                encoded[number] = row
+            elif number % share.ranks == share.rank:
+                work.lost.append(row)
+        parts = self._parts(encoded, together, share.ranks)
+        filled = bins([len(part.tree) for part in parts], self.micro_tokens, share.ranks)
+        mine = [[parts[index] for index in found] for found in filled[share.rank :: share.ranks]]
+        members = [member for some in mine for part in some for member in part.members]
+        loaded, failed = self._load(encoded, dict.fromkeys(member.row for member in members), mixture, pairs)
+        work.lost += [failed[member.row] for member in members if member.first and member.row in failed]
+        for some in mine:
+            kept = [left for part in some if (left := self._without(part, failed))]
+            work.micro += self.batches([part.tree for part in kept], loaded)
+            for part in kept:
+                work.used += sum(member.first for member in part.members)
+                work.tokens += len(part.tree)
+                work.spared += sum(len(thread) for member in part.members for thread in member.threads) - len(part.tree)
+        return work
+
+    def batches(self, rows: Sequence[Encoded], loaded: Loaded) -> Iterator[Batch]:
+        """Yields a pack, or the threads padded, longest first, in batches within `micro_tokens`."""
+        if self.packs:
+            if rows:
+                yield pack(rows, self.reader, loaded)
+            return
+        chains = sorted((chain for row in rows for chain in tree.threads(row)), key=len, reverse=True)
+        while chains:
+            count = max(1, self.micro_tokens // len(chains[0]))
+            yield collate(chains[:count], self.reader, loaded)
+            chains = chains[count:]
+
+    def joined(self, rows: Sequence[Encoded], together: Sequence[int]) -> list[Encoded]:
+        """Returns the trees that rows make, neighbours with one number joined."""
+        return [part.tree for part in self._parts(dict(enumerate(rows)), together, 1)]
+
+    def _parts(self, rows: Mapping[int, Encoded], together: Sequence[int], ranks: int) -> list[Part]:
+        if not self.packs:
+            chains = [(number, tree.threads(row)) for number, row in rows.items()]
+            return [
+                Part((Member(number, (thread,), first=index == 0),), thread)
+                for number, threads in chains
+                for index, thread in enumerate(threads)
+            ]
+        trees = [
+            self._part([Member(number, tuple(tree.threads(rows[number]))) for number in group])
+            for _, group in groupby(rows, key=lambda number: together[number])
+        ]
+        # A tree is at most a process's fair part, so that none is idle while another has it all.
+        fair = -(-sum(len(part.tree) for part in trees) // ranks)
+        most = min(self.micro_tokens, fair)
+        return [piece for part in trees for piece in ([part] if len(part.tree) <= most else self._divided(part, most))]
+
+    def _divided(self, part: Part, most: int) -> Iterator[Part]:
+        """Divides a tree between its rows, and a row that is too long by itself between its threads."""
+        run: list[Member] = []
+        size = 0
+        for member in part.members:
+            row = tree.join(member.threads, self.reader.apart)
+            new = len(row) - (tree.shared(run[-1].threads[0], member.threads[0], self.reader.apart) if run else 0)
+            if run and size + new > most:
+                yield self._part(run)
+                run, size, new = [], 0, len(row)
+            if len(row) > most:
+                for index, threads in enumerate(tree.divide(row, most, self.reader.apart)):
+                    yield self._part([Member(member.row, tuple(threads), first=index == 0)])
+                continue
+            run.append(member)
+            size += new
+        if run:
+            yield self._part(run)
+
+    def _part(self, members: Sequence[Member]) -> Part:
+        threads = [thread for member in members for thread in member.threads]
+        return Part(tuple(members), tree.join(threads, self.reader.apart))
+
+    def _without(self, part: Part, failed: Mapping[int, LostRow]) -> Part | None:
+        left = [member for member in part.members if member.row not in failed]
+        if len(left) == len(part.members):
+            return part
+        return self._part(left) if left else None
+
+    def _load(
+        self, rows: Mapping[int, Encoded], wanted: Iterable[int], mixture: Mixture, pairs: Ints
+    ) -> tuple[dict[Media, Mapping[str, Tensor]], dict[int, LostRow]]:
+        """Loads all media of the wanted rows, each once; tells which rows have one that can't be loaded."""
+        loaded: dict[Media, Mapping[str, Tensor]] = {}
+        broken: dict[Media, DataError] = {}
+        failed: dict[int, LostRow] = {}
+        for number in wanted:
+            for placed in rows[number].media:
+                medium = placed.media
+                if medium not in loaded and medium not in broken:
+                    try:
+                        loaded[medium] = self.reader.load(medium)
+                    except DataError as error:
+                        broken[medium] = error
+                if medium in broken:
+                    failed.setdefault(number, lost(mixture.row_id(pairs[number]), broken[medium]))
+        return loaded, failed
+
+
+def lost(row: str, error: DataError) -> LostRow:
+    """Books a row that can't be learned from; modalities and templates don't know whose row they fail on."""
+    fate: Fate = "dropped" if isinstance(error, TooLong | NothingToLearn) else "failed"
+    reason = str(error)
+    return LostRow(row, fate, reason if row in reason else f"{row}: {reason}")
