@@ -108,7 +108,13 @@ def _markdown(text: str) -> str:
 
 def _takes(field: FieldInfo) -> str:
     off = " or null" if type(None) in get_args(field.annotation) else ""
-    return (field.description or _words(field.annotation) + _bounds(field)) + off
+    return (field.description or _described(field.annotation) or _words(field.annotation) + _bounds(field)) + off
+
+
+def _described(annotation: Any) -> str | None:
+    """Returns the description of a type inside ``… | None``."""
+    parts = [part for inner in get_args(annotation) for part in getattr(inner, "__metadata__", ())]
+    return next((part.description for part in parts if isinstance(part, FieldInfo)), None)
 
 
 def _words(annotation: Any) -> str:

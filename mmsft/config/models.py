@@ -1,6 +1,6 @@
 """The settings that a run accepts; what isn't here is refused."""
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
@@ -23,6 +23,8 @@ from mmsft.config.values import (
     source_name,
 )
 from mmsft.duration import Duration
+
+_MICRO_TOKENS: Final = 4096
 
 
 class Strict(BaseModel):
@@ -264,7 +266,8 @@ class StageConfig(Strict):
         train: name pattern → how it learns. What matches none is frozen; the most specific match wins.
         duration: of the stage.
         batch: one global step, over all ranks and micro-batches.
-        micro_batch: most tokens, padding included, that go through the model at once.
+        micro_batch: most tokens, padding included, that go through the model at once; at least the recipe's `length`.
+            By default 4096, or the recipe's `length` where that is more.
         schedule: the learning rate over the stage.
         optimizer: AdamW's constants.
         clip: largest norm of the gradient, over all that learns; null = no clipping.
@@ -279,7 +282,7 @@ class StageConfig(Strict):
     train: dict[str, GroupConfig] = Field(min_length=1)
     duration: Length
     batch: BatchSize
-    micro_batch: Tokens = Field(default=Duration(4096, "tokens"), validate_default=True)
+    micro_batch: Tokens | None = None
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     clip: float | None = Field(default=1.0, gt=0)
@@ -287,11 +290,16 @@ class StageConfig(Strict):
     evaluate: EvaluationConfig | None = None
     init_from: str | None = None
 
+    @property
+    def micro_tokens(self) -> int:
+        """Most tokens that go through the model at once."""
+        return max(_MICRO_TOKENS, self.recipe.length) if self.micro_batch is None else int(self.micro_batch.value)
+
     @field_validator("micro_batch")
     @classmethod
-    def _holds_a_thread(cls, value: Duration, info: ValidationInfo) -> Duration:
+    def _holds_a_thread(cls, value: Duration | None, info: ValidationInfo) -> Duration | None:
         recipe = info.data.get("recipe")
-        if recipe and recipe.length > value.value:
+        if value and recipe and recipe.length > value.value:
             raise ValueError(
                 f"{value} can't hold a thread of the recipe's length, {recipe.length} tokens; raise it, or lower that"
             )

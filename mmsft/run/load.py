@@ -81,7 +81,7 @@ class Run:
             stage: one of the run's.
             packs: whether the model takes packs of trees.
         """
-        return Encoding(self.encoder(stage.recipe), self.reader, int(stage.micro_batch.value), packs)
+        return Encoding(self.encoder(stage.recipe), self.reader, stage.micro_tokens, packs)
 
     def order_seed(self, stage: StageConfig) -> int:
         """Returns the seed of a stage's order and dropout: stages on one recipe see it in different orders."""

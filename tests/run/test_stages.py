@@ -46,7 +46,7 @@ def test_every_row_ends_in_the_ledger_with_its_reason(lab: Lab) -> None:
     assert len(entries) == 2 * len(fates)
     reasons = {entry["row"]: entry["reason"] for entry in entries}
     for name, words in {
-        "corrupt": "not a picture", "cut": "cut.png", "outside": "secret.png", "long": "length is 200",
+        "corrupt": "not a picture", "cut": "cut.png", "outside": "secret.png", "long": "length is 150",
         "silent": "nothing to learn", "empty": "is empty",
     }.items():  # fmt: skip
         assert words in reasons[names[name]]
