@@ -220,6 +220,8 @@ def subtree_ends(segments: Sequence[Segment]) -> list[int]:
 class Encoded:
     """One conversation as tokens: a tree of segments; a dialogue is one segment.
 
+    For an encoder–decoder the roots are what the encoder reads, each with the replies that the decoder writes to it.
+
     Attributes:
         id: the conversation's id.
         input_ids: [T]; the id at a medium's slot has no meaning.
@@ -240,6 +242,11 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether it is an encoder–decoder's: there a reply doesn't continue its prompt, but counts from 0 again."""
+        return any(segment.parent >= 0 and self.positions[segment.start] == 0 for segment in self.segments)
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +281,7 @@ class MediaBatch:
     Attributes:
         groups: the distinct media.
         uses: appearances, in the order of their slots.
-        slots: [S] indices into the flattened [B·T] tokens.
+        slots: [S] indices into the flattened [B·T] tokens, those of the encoder if there is one.
     """
 
     groups: tuple[MediaGroup, ...]
@@ -316,10 +323,25 @@ class Pack:
 
 
 @dataclass(frozen=True, slots=True)
+class Prompts:
+    """What the encoder of an encoder–decoder reads, padded at the right.
+
+    Attributes:
+        input_ids: [E, S] int64; padding and media slots hold an id without meaning.
+        mask: [E, S] bool, False at padding.
+        of: [B] int64, the prompt that each of the batch's rows replies to.
+    """
+
+    input_ids: Tensor
+    mask: Tensor
+    of: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Batch:
     """What goes through the model together: whole trees behind one another, or threads that are padded to one length.
 
-    Threads are padded at the right for training, at the left for generation.
+    Threads are padded at the right for training, at the left for generation. Those of an encoder–decoder are replies.
 
     Attributes:
         ids: the rows' ids, one a tree or thread.
@@ -329,6 +351,7 @@ class Batch:
         targets: what is learned; empty for generation.
         media: modality → its media.
         pack: which tokens see which in a pack of trees, where B is 1 and nothing is padded; None = padded threads.
+        prompts: what an encoder reads, once for all replies to it; None = there is no encoder.
     """
 
     ids: tuple[str, ...]
@@ -338,6 +361,7 @@ class Batch:
     targets: BatchTargets
     media: Mapping[str, MediaBatch]
     pack: Pack | None = None
+    prompts: Prompts | None = None
 
     def map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         """Returns the batch with `move` applied to each tensor, e.g. to bring it to a device."""
@@ -350,6 +374,7 @@ class Batch:
             targets=BatchTargets(move(targets.at), move(targets.token), move(targets.weight), move(targets.source)),
             media={name: _map_media(media, move) for name, media in self.media.items()},
             pack=self.pack and Pack(self.pack.segments, move(self.pack.until)),
+            prompts=self.prompts and Prompts(*map(move, (self.prompts.input_ids, self.prompts.mask, self.prompts.of))),
         )
 
 

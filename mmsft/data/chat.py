@@ -9,10 +9,11 @@ from mmsft.adapters.spec import Layout
 from mmsft.data import tree
 from mmsft.data.messages import Guard, guard
 from mmsft.data.script import Reply, Script
+from mmsft.data.seq2seq import Sides, joined
 from mmsft.data.strand import CONTEXT, Credit, Strand
 from mmsft.data.template import ChatTemplate
 from mmsft.data.tokens import Tokenizer
-from mmsft.errors import DataError
+from mmsft.errors import ConfigError, DataError
 from mmsft.types import Conversation, Encoded, Media, Text, Turn
 
 Learn: TypeAlias = Literal["assistant", "completion", "all", "span"]
@@ -53,6 +54,7 @@ class ChatEncoder:
         slots: what a medium occupies among the tokens.
         data_tokens: added tokens that rows may use, ``decoder.new_tokens``, except for those that the template or the
             tokenizer itself uses; every other one stays text in a row.
+        sides: for an encoder–decoder: each learned turn is then a reply to a prompt of its own.
     """
 
     tokenizer: Tokenizer
@@ -62,9 +64,14 @@ class ChatEncoder:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     slots: Callable[[Media], Layout] = no_tower
     data_tokens: tuple[str, ...] = ()
+    sides: Sides | None = None
     _guard: Guard = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.sides and self.learn == "all":
+            raise ConfigError(
+                "learn: all learns prompts too, which an encoder-decoder reads and doesn't write; use learn: assistant"
+            )
         marker = MARKER if self.learn == "span" else None
         object.__setattr__(self, "_guard", guard(self.tokenizer, marker, self._free()))
 
@@ -82,7 +89,9 @@ class ChatEncoder:
         for path in conversation.threads():
             turns = self._learned(conversation, path)
             new = set(turns) - learned
-            if new or self.learn == "all":
+            if self.sides:
+                threads += [self._answered(script, path, turn, source, self.sides) for turn in turns if turn in new]
+            elif new or self.learn == "all":
                 threads.append(self._thread(script, path, turns, new, source, threads))
                 learned |= new
         if not any(len(thread.targets) for thread in threads):
@@ -104,9 +113,14 @@ class ChatEncoder:
         script = self._script(conversation)
         text = script.render(paths[0], generate=True)
         script.check(paths[0], text, generate=True)
-        strand = Strand(script.messages, self._guard, self.slots)
-        strand.write(text)
-        return self._fitting(strand.encoded(conversation.id))
+        strand = self._strand(script)
+        if not self.sides:
+            strand.write(text)
+            return self._fitting(strand.encoded(conversation.id))
+        reply = self._strand(script)
+        self.sides.ask(strand, text)
+        self.sides.begin(reply)
+        return self._fitting(joined(strand.encoded(conversation.id), reply.encoded(conversation.id)))
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -114,7 +128,8 @@ class ChatEncoder:
         probe = Conversation("probe", (Turn("user", (Text("?"),)), Turn("assistant", (Text(_PROBE),))))
         text = self._script(probe).render((0, 1))
         tail = text[text.rindex(_PROBE) + len(_PROBE) :]
-        closing = [self.tokenizer.reply(end or tail) for _, end in self.tokenizer.ends(tail)]
+        # Where the template ends no reply, an encoder–decoder's ends as the tokenizer has it, not with white space.
+        closing = [self.tokenizer.reply(end or tail) for _, end in self.tokenizer.ends(tail) if end or not self.sides]
         # Text of several tokens could be the beginning of something else.
         return tuple({*self.tokenizer.end_ids, *(ids[0] for ids in closing if len(ids) == 1)})
 
@@ -125,11 +140,14 @@ class ChatEncoder:
     def _free(self) -> set[str]:
         """Returns the data's tokens without those that end or frame a turn: of a row, these would be an injection."""
         written = self.template.source + (self.template.tool_source or "")
-        named = set(self.tokenizer.named)
+        named = set(self.tokenizer.named.values())
         return {token for token in self.data_tokens if token not in written and token not in named}
 
     def _script(self, conversation: Conversation) -> Script:
         return Script(conversation, self.template, self._guard, self.template_kwargs)
+
+    def _strand(self, script: Script) -> Strand:
+        return Strand(script.messages, self._guard, self.slots)
 
     def _learned(self, conversation: Conversation, path: Sequence[int]) -> list[int]:
         turns = conversation.turns
@@ -170,7 +188,7 @@ class ChatEncoder:
         text = script.render(path)
         script.check(path, text)
         context = Credit(1.0) if everything else CONTEXT
-        strand = Strand(script.messages, self._guard, self.slots)
+        strand = self._strand(script)
         at, lead = 0, None
         for reply in replies:
             weight = script.conversation.turns[reply.turn].weight if reply.turn in new else 0.0
@@ -182,6 +200,20 @@ class ChatEncoder:
         # The end token stands before what follows it, as its tokenizer wants to see it: some take white space along.
         strand.write(text[at : len(text) if everything else at + len(replies[-1].end)], context, lead)
         return self._fitting(strand.encoded(script.conversation.id, source, earlier if everything else ()))
+
+    def _answered(self, script: Script, path: Sequence[int], turn: int, source: int, sides: Sides) -> Encoded:
+        """Returns one turn of a thread as a reply to what was said before it."""
+        path = path[: path.index(turn) + 1]
+        (found,) = script.replies(path, [turn])
+        text = script.render(path)
+        script.check(path, text)
+        start = found.start if self.learn != "span" else self._behind_marker(script, found, text)
+        prompt, reply = self._strand(script), self._strand(script)
+        sides.ask(prompt, text[: found.start])
+        credit = Credit(script.conversation.turns[turn].weight, turn)
+        sides.answer(reply, text[found.start : start], text[start : found.stop], found.end, credit)
+        id = script.conversation.id
+        return self._fitting(joined(prompt.encoded(id, source), reply.encoded(id, source)))
 
     def _behind_marker(self, script: Script, reply: Reply, text: str) -> int:
         at = text.find(MARKER, reply.start, reply.stop)

@@ -15,11 +15,13 @@ from mmsft.types import (
     BatchTargets,
     Encoded,
     Grid,
+    Ints,
     Media,
     MediaBatch,
     MediaGroup,
     MediaUse,
     Pack,
+    Prompts,
     Segment,
     subtree_ends,
 )
@@ -30,23 +32,26 @@ Loaded = Mapping[Media, Mapping[str, Tensor]]
 def collate(
     threads: Sequence[Encoded], reader: MediaReader, loaded: Loaded, side: Literal["left", "right"] = "right"
 ) -> Batch:
-    """Pads threads to one length.
+    """Pads threads to one length; for an encoder–decoder prompts to one, and replies to another.
 
     Args:
-        threads: chains, i.e. one segment each.
+        threads: chains, i.e. one segment each; or trees of prompts with their replies.
         reader: the model's modalities.
         loaded: every medium of the threads.
-        side: where padding goes: right to train, left to generate.
+        side: where padding goes: right to train, left to generate. An encoder's is always at the right, since some
+            count positions from a row's beginning.
     """
+    if threads[0].two_sided:
+        return _two_sided(threads, reader, loaded)
     width = max(len(thread) for thread in threads)
     starts = [row * width + (width - len(thread) if side == "left" else 0) for row, thread in enumerate(threads)]
-    return _batch(threads, starts, (len(threads), width), reader, loaded)
+    return _batch(threads, _behind(starts, threads), (len(threads), width), reader, loaded)
 
 
 def pack(trees: Sequence[Encoded], reader: MediaReader, loaded: Loaded) -> Batch:
     """Puts trees behind one another; arguments as of `collate`."""
     starts = [0, *accumulate(len(tree) for tree in trees)]
-    batch = _batch(trees, starts[:-1], (1, starts[-1]), reader, loaded)
+    batch = _batch(trees, _behind(starts, trees), (1, starts[-1]), reader, loaded)
     segments: list[Segment] = []
     for start, tree in zip(starts, trees, strict=False):
         first = len(segments)
@@ -59,52 +64,91 @@ def pack(trees: Sequence[Encoded], reader: MediaReader, loaded: Loaded) -> Batch
     return replace(batch, pack=Pack(tuple(segments), torch.from_numpy(until)))
 
 
+def _two_sided(trees: Sequence[Encoded], reader: MediaReader, loaded: Loaded) -> Batch:
+    """Pads prompts and replies apart, a prompt once however many reply to it."""
+    sides: tuple[list[int], list[int]] = [], []
+    for segment in (segment for tree in trees for segment in tree.segments):
+        sides[segment.parent >= 0].append(segment.end - segment.start)
+    read, written = ((len(lengths), max(lengths)) for lengths in sides)
+    edge = read[0] * read[1]
+    of: list[int] = []
+    places: list[Ints] = []
+    prompts = 0
+    for tree in trees:
+        place, rows = np.empty(len(tree), np.int64), {}
+        for index, segment in enumerate(tree.segments):
+            if segment.parent < 0:
+                start = prompts * read[1]
+                rows[index] = prompts
+                prompts += 1
+            else:
+                start = edge + len(of) * written[1]
+                of.append(rows[segment.parent])
+            place[segment.start : segment.end] = start + np.arange(segment.end - segment.start)
+        places.append(place)
+    # Both behind one another, then cut apart.
+    both = _batch(trees, places, (1, edge + written[0] * written[1]), reader, loaded)
+    return replace(
+        both,
+        input_ids=both.input_ids[0, edge:].view(written),
+        positions=both.positions[0, edge:].view(written),
+        mask=both.mask[0, edge:].view(written),
+        targets=replace(both.targets, at=both.targets.at - edge),
+        prompts=Prompts(
+            input_ids=both.input_ids[0, :edge].view(read),
+            mask=both.mask[0, :edge].view(read),
+            of=torch.tensor(of, dtype=torch.int64),
+        ),
+    )
+
+
+def _behind(starts: Sequence[int], rows: Sequence[Encoded]) -> list[Ints]:
+    """Returns where the tokens of rows lie that are written from their starts on."""
+    return [start + np.arange(len(row)) for start, row in zip(starts, rows, strict=False)]
+
+
 def _batch(
-    rows: Sequence[Encoded], starts: Sequence[int], shape: tuple[int, int], reader: MediaReader, loaded: Loaded
+    rows: Sequence[Encoded], places: Sequence[Ints], shape: tuple[int, int], reader: MediaReader, loaded: Loaded
 ) -> Batch:
-    """Writes rows from their starts on into the flattened tokens of a batch."""
+    """Writes the tokens of rows to their places among the flattened ones of a batch."""
     input_ids, positions = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
     mask = np.zeros(shape, bool)
-    for start, row in zip(starts, rows, strict=True):
-        where = slice(start, start + len(row))
-        input_ids.reshape(-1)[where] = row.input_ids
-        positions.reshape(-1)[where] = row.positions
-        mask.reshape(-1)[where] = True
+    for place, row in zip(places, rows, strict=True):
+        input_ids.reshape(-1)[place] = row.input_ids
+        positions.reshape(-1)[place] = row.positions
+        mask.reshape(-1)[place] = True
     return Batch(
         ids=tuple(row.id for row in rows),
         input_ids=torch.from_numpy(input_ids),
         positions=torch.from_numpy(positions),
         mask=torch.from_numpy(mask),
-        targets=_targets(rows, starts),
-        media=_media(rows, starts, reader, loaded),
+        targets=_targets(rows, places),
+        media=_media(rows, places, reader, loaded),
     )
 
 
-def _targets(threads: Sequence[Encoded], starts: Sequence[int]) -> BatchTargets:
-    at = [thread.targets.position + start for thread, start in zip(threads, starts, strict=True)]
-    source = [np.full(len(thread.targets), thread.source, np.int64) for thread in threads]
+def _targets(rows: Sequence[Encoded], places: Sequence[Ints]) -> BatchTargets:
+    at = [place[row.targets.position] for row, place in zip(rows, places, strict=True)]
+    source = [np.full(len(row.targets), row.source, np.int64) for row in rows]
     return BatchTargets(
         at=torch.from_numpy(np.concatenate(at)),
-        token=torch.from_numpy(np.concatenate([thread.targets.token for thread in threads])),
-        weight=torch.from_numpy(np.concatenate([thread.targets.weight for thread in threads])),
+        token=torch.from_numpy(np.concatenate([row.targets.token for row in rows])),
+        weight=torch.from_numpy(np.concatenate([row.targets.weight for row in rows])),
         source=torch.from_numpy(np.concatenate(source)),
     )
 
 
 def _media(
-    threads: Sequence[Encoded], starts: Sequence[int], reader: MediaReader, loaded: Loaded
+    rows: Sequence[Encoded], places: Sequence[Ints], reader: MediaReader, loaded: Loaded
 ) -> dict[str, MediaBatch]:
     batches = {}
-    for name in dict.fromkeys(placed.media.modality for thread in threads for placed in thread.media):
+    for name in dict.fromkeys(placed.media.modality for row in rows for placed in row.media):
         used = [
-            (row, placed)
-            for row, thread in enumerate(threads)
-            for placed in thread.media
-            if placed.media.modality == name
+            (number, placed) for number, row in enumerate(rows) for placed in row.media if placed.media.modality == name
         ]
         groups, place = _groups(dict.fromkeys(placed.media for _, placed in used), reader, loaded)
         uses = tuple(MediaUse(*place[placed.media], count=len(placed.slots), row=row) for row, placed in used)
-        slots = np.concatenate([placed.slots + starts[row] for row, placed in used])
+        slots = np.concatenate([places[row][placed.slots] for row, placed in used])
         batches[name] = MediaBatch(groups, uses, torch.from_numpy(slots))
     return batches
 

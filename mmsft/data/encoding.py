@@ -14,6 +14,7 @@ from mmsft.data.ledger import Fate, LostRow
 from mmsft.data.media_reader import MediaReader
 from mmsft.data.mixture import Mixture
 from mmsft.data.pack import bins
+from mmsft.data.seq2seq import micro_batches
 from mmsft.errors import DataError
 from mmsft.types import Batch, Encoded, Ints, Media
 
@@ -89,7 +90,7 @@ class Encoding:
         encoder: from conversations to tokens.
         reader: of media.
         micro_tokens: most tokens of a micro-batch, padding included; no thread is longer.
-        packs: the model takes trees; else their threads are padded.
+        packs: the model takes trees; else their threads are padded. An encoder–decoder's prompts are padded, each once.
     """
 
     encoder: ChatEncoder
@@ -160,6 +161,10 @@ class Encoding:
 
     def batches(self, rows: Sequence[Encoded], loaded: Loaded) -> Iterator[Batch]:
         """Yields a pack, or the threads padded, longest first, in batches within `micro_tokens`."""
+        if self.encoder.sides:
+            for some in micro_batches(rows, self.micro_tokens):
+                yield collate(some, self.reader, loaded)
+            return
         if self.packs:
             if rows:
                 yield pack(rows, self.reader, loaded)
@@ -175,7 +180,7 @@ class Encoding:
         return [part.tree for part in self._parts(dict(enumerate(rows)), together, 1)]
 
     def _parts(self, rows: Mapping[int, Encoded], together: Sequence[int], ranks: int) -> list[Part]:
-        if not self.packs:
+        if not self.packs and not self.encoder.sides:
             chains = [(number, tree.threads(row)) for number, row in rows.items()]
             return [
                 Part((Member(number, (thread,), first=index == 0),), thread)

@@ -16,7 +16,7 @@ from mmsft.data.mixture import Mixture
 from mmsft.data.order import Order
 from mmsft.duration import Duration
 from mmsft.errors import DataError
-from mmsft.types import Batch, BatchTargets, Ints, Pack, Segment
+from mmsft.types import Batch, BatchTargets, Ints, Pack, Prompts, Segment
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Steps(Dataset[StepData]):
         groups = self.mixture.groups
         together = rows if groups is None else groups[rows]
         work = self.encoding.work(self.mixture, self.mixture.train[rows], together.tolist(), self.share)
-        micro = tuple(work.micro) or (_nothing(self.encoding.packs),)
+        micro = tuple(work.micro) or (_nothing(self.encoding),)
         return StepData(
             number=number,
             rows=rows,
@@ -132,18 +132,21 @@ def held_out_batches(
         yield from work.micro
 
 
-def _nothing(packs: bool) -> Batch:
+def _nothing(encoding: Encoding) -> Batch:
     """Returns a batch without targets, so that every process takes part in every step."""
     nothing = torch.zeros(0, dtype=torch.int64)
     segment = Pack((Segment(0, 1),), torch.ones(1, dtype=torch.int64))
+    token, seen = torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.bool)
+    two_sided = encoding.encoder.sides is not None
     return Batch(
         ids=("(no row)",),
-        input_ids=torch.zeros(1, 1, dtype=torch.int64),
-        positions=torch.zeros(1, 1, dtype=torch.int64),
-        mask=torch.ones(1, 1, dtype=torch.bool),
+        input_ids=token,
+        positions=token,
+        mask=seen,
         targets=BatchTargets(nothing, nothing, torch.zeros(0), nothing),
         media={},
-        pack=segment if packs else None,
+        pack=segment if encoding.packs and not two_sided else None,
+        prompts=Prompts(token, seen, token[0]) if two_sided else None,
     )
 
 

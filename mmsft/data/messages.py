@@ -4,7 +4,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
-from mmsft.data.tokens import Tokenizer
+from mmsft.data.tokens import Tokenizer, any_of
 from mmsft.errors import DataError
 from mmsft.types import Conversation, Media, Text, ToolCall, Turn
 
@@ -29,17 +29,39 @@ class Guard(NamedTuple):
     """
 
     tokenizer: Tokenizer
-    speech: re.Pattern[str]
-    other: re.Pattern[str]
+    speech: "Watch"
+    other: "Watch"
 
     def split(self, text: str) -> Iterator[tuple[str, bool]]:
         """Splits text that nobody in the conversation says into stretches, and says which of them are literal."""
         at = 0
-        for match in self.other.finditer(text):
+        for match in self.other.pattern(text).finditer(text):
             yield text[at : match.start()], False
             yield match[0], True
             at = match.end()
         yield text[at:], False
+
+
+class Watch(NamedTuple):
+    """Finds control tokens and the characters that stand for something else here.
+
+    Attributes:
+        tokens: finds the tokens alone, which is fast: they tend to begin alike.
+        everything: finds both, character by character.
+    """
+
+    tokens: re.Pattern[str]
+    everything: re.Pattern[str]
+
+    @classmethod
+    def of(cls, tokens: tuple[str, ...]) -> "Watch":
+        """Returns a watch for the tokens."""
+        return cls(re.compile(any_of(tokens)), re.compile(f"{any_of(tokens)}|{_PRIVATE}"))
+
+    def pattern(self, text: str) -> re.Pattern[str]:
+        """Returns what finds all there is to find in the text."""
+        plain = text.isascii() or not _SPLIT.search(text)
+        return self.tokens if plain else self.everything
 
 
 def guard(tokenizer: Tokenizer, marker: str | None = None, free: Collection[str] = ()) -> Guard:
@@ -54,8 +76,8 @@ def guard(tokenizer: Tokenizer, marker: str | None = None, free: Collection[str]
     added = tuple(token for token in tokenizer.added if token not in free)
     return Guard(
         tokenizer,
-        speech=re.compile(f"{_any_of(special)}|{_PRIVATE}"),
-        other=re.compile(f"{_any_of(added)}|{_PRIVATE}"),
+        speech=Watch.of(special),
+        other=Watch.of(added),
     )
 
 
@@ -169,9 +191,10 @@ class Messages:
 
     def _text(self, text: str, speech: bool) -> str:
         # An assistant may say <think> or <tool_call>: what isn't special is part of how its model speaks.
-        pattern = self._guard.speech if speech else self._guard.other
-        safe = pattern.sub(lambda match: self._literal(match[0]), text)
-        if self._guard.tokenizer.hides_control(_SPLIT.sub("", safe)):
+        watch = self._guard.speech if speech else self._guard.other
+        safe = watch.pattern(text).sub(lambda match: self._literal(match[0]), text)
+        tokenizer = self._guard.tokenizer
+        if tokenizer.normalizes and tokenizer.hides_control(_SPLIT.sub("", safe)):
             return self._literal(text)
         return safe
 
@@ -186,8 +209,3 @@ class Messages:
         if len(table) > _MOST:
             raise DataError(f"{self._conversation.id}: more than {_MOST} media or control tokens in one conversation")
         return chr(plane + len(table))
-
-
-def _any_of(texts: tuple[str, ...]) -> str:
-    """Returns a regular expression that matches the longest of the texts."""
-    return "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)"

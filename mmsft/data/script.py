@@ -46,7 +46,7 @@ class Script:
         self.messages = Messages(conversation, guard)
         self._template = template
         self._tokenizer = guard.tokenizer
-        self._variables = {**variables, **self.messages.variables}
+        self._variables = {**guard.tokenizer.named, **variables, **self.messages.variables}
         self._rendered: dict[tuple[bool, tuple[int, ...]], str] = {}
 
     def render(self, path: Sequence[int], generate: bool = False) -> str:
@@ -82,11 +82,10 @@ class Script:
     def _write(self, messages: Sequence[Mapping[str, Any]], generate: bool, tools: bool = True) -> str:
         try:
             return self._template.render(
-                self._tokenizer,
                 messages,
+                self._variables,
                 tools=self.messages.tools if tools else (),
                 generate=generate,
-                variables=self._variables,
             )
         except DataError as error:
             raise DataError(f"{self.conversation.id}: {self.messages.shown(str(error))}") from error

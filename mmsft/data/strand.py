@@ -54,6 +54,12 @@ class Strand:
         if first is not None and begin < len(self._ids):
             self._credits.append((begin, begin + 1, first))
 
+    def tokens(self, ids: Sequence[int], credit: Credit = CONTEXT) -> None:
+        """Writes tokens as they are; text that follows them is tokenised as if they weren't there."""
+        if credit is not CONTEXT:
+            self._credits.append((len(self._ids), len(self._ids) + len(ids), credit))
+        self._ids += ids
+
     def encoded(self, id: str, source: int = 0, earlier: Sequence[Encoded] = ()) -> Encoded:
         """Returns the thread; what belongs to no turn and stands in an `earlier` thread already isn't learned again."""
         ids = np.array(self._ids, np.int64)
@@ -81,9 +87,7 @@ class Strand:
         tokenizer = self._guard.tokenizer
         # What follows a medium is tokenised as behind a placeholder token: so it is by the processors of other tools.
         ids = tokenizer.literal(text) if literal else tokenizer.text(text, self._after)
-        if credit is not CONTEXT:
-            self._credits.append((len(self._ids), len(self._ids) + len(ids), credit))
-        self._ids += ids
+        self.tokens(ids, credit)
         self._after = "text"
 
     def _place(self, media: Media) -> None:

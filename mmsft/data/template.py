@@ -8,7 +8,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import Template, TemplateError, TemplateSyntaxError
+from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from mmsft.data.tokens import Tokenizer
 from mmsft.errors import ConfigError, DataError, suggest
@@ -54,39 +55,45 @@ class ChatTemplate:
 
     def render(
         self,
-        tokenizer: Tokenizer,
         messages: Sequence[Message],
+        variables: Mapping[str, Any],
         *,
         tools: Sequence[Mapping[str, Any]] = (),
         generate: bool = False,
-        variables: Mapping[str, Any] | None = None,
     ) -> str:
         """Returns the conversation as one text; with `generate`, up to where the assistant begins to speak.
+
+        Args:
+            messages: the turns, made of text, numbers, mappings and lists only: the template is a stranger's code.
+            variables: what else the template can name, the tokenizer's `named` tokens among them.
+            tools: the functions' schemas, made likewise.
+            generate: whether the assistant is to speak next.
 
         Raises:
             DataError: the template refuses these messages, or fails on them.
         """
         source = self.tool_source if tools and self.tool_source else self.source
         try:
-            text = tokenizer.hf.apply_chat_template(
-                [self._shaped(message) for message in messages],
-                chat_template=source,
-                tools=[dict(tool) for tool in tools] or None,
-                tokenize=False,
+            # `apply_chat_template` does the same, but copies all that it is given, deeply and each time anew.
+            return _compiled(source).render(
+                messages=[self._shaped(message) for message in messages],
+                tools=list(tools) or None,
                 add_generation_prompt=generate,
-                **(variables or {}),
+                **{"documents": None, **variables},
             )
         except _FAILURES as error:
             raise DataError(f"the chat template {self.name!r} refuses the conversation: {error}") from error
-        return str(text)
 
-    def _shaped(self, message: Message) -> dict[str, Any]:
-        shaped = dict(message)
+    def _shaped(self, message: Message) -> Message:
+        shaped: dict[str, Any] = {}
         if self.as_parts:
             shaped["content"] = [{"type": "text", "text": message["content"]}]
         if self.as_json and "tool_calls" in message:
             shaped["tool_calls"] = [_with_json_arguments(call) for call in message["tool_calls"]]
-        return shaped
+        if "reasoning_content" in message:
+            # The name that gpt-oss's template knows it by.
+            shaped["thinking"] = message["reasoning_content"]
+        return {**message, **shaped} if shaped else message
 
 
 def resolve_template(name: str, tokenizer: Tokenizer) -> ChatTemplate:
@@ -172,7 +179,7 @@ def _fitted(template: ChatTemplate, tokenizer: Tokenizer) -> ChatTemplate:
         raise ConfigError(f"template: {template.name}, line {error.lineno}: {error.message}") from error
     if fits is None:
         fits = template
-        fits.render(tokenizer, [user], generate=True)
+        fits.render([user], tokenizer.named, generate=True)
         raise ConfigError(f"template: {template.name} doesn't show what a user says; is it a chat template?")
     calls: list[Message] = [
         user,
@@ -189,11 +196,17 @@ def _fitted(template: ChatTemplate, tokenizer: Tokenizer) -> ChatTemplate:
 def _shows(tokenizer: Tokenizer, messages: Sequence[Message], text: str, template: ChatTemplate) -> bool:
     tools = (_PROBE_TOOL,) if any("tool_calls" in message for message in messages) else ()
     try:
-        return text in template.render(tokenizer, messages, tools=tools, generate=True)
+        return text in template.render(messages, tokenizer.named, tools=tools, generate=True)
     except DataError as error:
         if isinstance(error.__cause__, TemplateSyntaxError):
             raise error.__cause__ from None
         return False
+
+
+def _compiled(source: str) -> Template:
+    """Compiles a template in the sandbox of `transformers`, with its filters and functions; which keeps the result."""
+    template: Template = _compile_jinja_template(source)
+    return template
 
 
 def _with_json_arguments(call: Mapping[str, Any]) -> dict[str, Any]:

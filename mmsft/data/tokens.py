@@ -1,7 +1,8 @@
 """Text to token ids and back: exactly what the tokenizer makes of it, wherever in a sequence the text stands."""
 
 import copy
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from transformers import PreTrainedTokenizerFast
@@ -31,6 +32,7 @@ class Tokenizer:
         hf: the tokenizer, e.g. for its chat template and to be saved.
         added: texts of the added tokens, those made of white space aside.
         special: those of them that are special.
+        normalizes: whether it looks for added tokens in normalised text too.
         bos: text of the token that begins each sequence by the tokenizer's own default; empty if it adds none.
     """
 
@@ -50,7 +52,7 @@ class Tokenizer:
         self.special = tuple(sorted((token.content for token in tokens if token.special), key=len, reverse=True))
         self._stop = next((token.content for token in tokens if token.special and not token.rstrip), "")
         self._added_ids = frozenset(added)
-        self._normalized = any(token.normalized for token in tokens) and self._backend.normalizer is not None
+        self.normalizes = any(token.normalized for token in tokens) and self._backend.normalizer is not None
         self._prefixes = any(self._plain(probe) != self._anchored(self._plain, probe) for probe in _PROBES)
         self.bos = self._default_bos()
 
@@ -66,9 +68,9 @@ class Tokenizer:
         return str(self.hf.eos_token or "")
 
     @property
-    def named(self) -> tuple[str, ...]:
-        """Tokens with a role of their own, e.g. the sequence's end, which templates can use by that name."""
-        return tuple(token for token in self.hf.special_tokens_map.values() if isinstance(token, str))
+    def named(self) -> dict[str, str]:
+        """Tokens with a role of their own, by the name by which templates can use them, e.g. ``eos_token``."""
+        return {name: token for name, token in self.hf.special_tokens_map.items() if isinstance(token, str)}
 
     @property
     def end_ids(self) -> tuple[int, ...]:
@@ -112,7 +114,7 @@ class Tokenizer:
 
     def hides_control(self, text: str) -> bool:
         """Whether normalisation makes a control token of text that doesn't contain one as it is written."""
-        if not self._normalized or any(token in text for token in self.added):
+        if not self.normalizes or any(token in text for token in self.added):
             return False
         normal = self._backend.normalizer.normalize_str(text)
         return any(token in normal for token in self.added)
@@ -155,3 +157,8 @@ class Tokenizer:
     def _default_bos(self) -> str:
         ids: Any = self.hf("a")["input_ids"]
         return str(self.hf.bos_token) if self.hf.bos_token_id is not None and ids[0] == self.hf.bos_token_id else ""
+
+
+def any_of(texts: Iterable[str]) -> str:
+    """Returns a regular expression that matches the longest of the texts."""
+    return "|".join(re.escape(text) for text in sorted(texts, key=len, reverse=True)) or "(?!)"

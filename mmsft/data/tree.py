@@ -76,19 +76,31 @@ def shared(first: Encoded, second: Encoded, apart: Apart = lambda media: False) 
 
 
 def _keys(threads: Sequence[Encoded], apart: Apart) -> list[Ints]:
-    """Returns each thread's ids, with numbers below 0 at slots: equal for equal places in equal media."""
+    """Returns each thread's ids, with numbers below 0 at slots: equal for equal places in equal media.
+
+    An encoder sees both ways, so that no part of a prompt is like that of another: a whole prompt has one number. Each
+    reply to it has one of its own, since a decoder's rows share nothing.
+    """
     numbers: dict[tuple[Media, int, int], int] = {}
     below = -1
     keys = []
     for index, thread in enumerate(threads):
         key = thread.input_ids.copy()
         for placed in thread.media:
-            which = (placed.media, len(placed.slots), index if apart(placed.media) else -1)
+            # Prompts of an encoder are shared whole, with the question that such an adapter reads.
+            alone = len(thread.segments) == 1 and apart(placed.media)
+            which = (placed.media, len(placed.slots), index if alone else -1)
             if which not in numbers:
                 numbers[which] = below
                 below -= len(placed.slots)
             key[placed.slots] = numbers[which] - np.arange(len(placed.slots))
         keys.append(key)
+    prompts: dict[bytes, int] = {}
+    for index, (thread, key) in enumerate(zip(threads, keys, strict=True)):
+        if len(thread.segments) > 1:
+            prompt, reply = (slice(segment.start, segment.end) for segment in thread.segments)
+            key[prompt] = prompts.setdefault(key[prompt].tobytes(), len(prompts))
+            key[reply] = index
     return keys
 
 
@@ -137,7 +149,7 @@ def _flat(root: _Node, threads: Sequence[Encoded], keys: list[Ints]) -> Encoded:
     return Encoded(
         id=", ".join(dict.fromkeys(thread.id for thread in threads)),
         input_ids=np.concatenate([threads[node.thread].input_ids[node.start : node.end] for node in nodes]),
-        positions=np.concatenate([np.arange(node.start, node.end) for node in nodes]),
+        positions=np.concatenate([threads[node.thread].positions[node.start : node.end] for node in nodes]),
         segments=tuple(segments),
         targets=Targets(
             position=np.concatenate([place[t.targets.position] for place, t in zip(places, threads, strict=True)]),
@@ -192,15 +204,22 @@ def _owners(encoded: Encoded, paths: list[Ints]) -> Ints:
     return owner
 
 
+def _runs(positions: Ints) -> tuple[Segment, ...]:
+    """Returns the segments of a thread: one, or an encoder–decoder's prompt and reply."""
+    starts = np.flatnonzero(positions == 0).tolist()
+    ends = [*starts[1:], len(positions)]
+    return tuple(Segment(start, end, number - 1) for number, (start, end) in enumerate(zip(starts, ends, strict=True)))
+
+
 def _thread(encoded: Encoded, path: Ints, mine: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Encoded:
     at = np.full(len(encoded), -1, np.int64)
     at[path] = np.arange(len(path))
-    targets = encoded.targets
+    targets, positions = encoded.targets, encoded.positions[path]
     return replace(
         encoded,
         input_ids=encoded.input_ids[path],
-        positions=np.arange(len(path)),
-        segments=(Segment(0, len(path)),),
+        positions=positions,
+        segments=_runs(positions),
         targets=Targets(at[targets.position[mine]], targets.token[mine], targets.weight[mine]),
         media=tuple(
             Placed(placed.media, at[placed.slots])

@@ -7,9 +7,9 @@ CPU.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from itertools import pairwise
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,12 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from transformers import AttentionInterface
 
 from mmsft.errors import MmsftError
-from mmsft.types import Pack, Segment, subtree_ends
+from mmsft.types import Pack, Segment
 
 NAME: Final = "mmsft"
 """Under which transformers' models find this back end."""
 
-_BLOCK: Final = 128
+BLOCK: Final = 64
 """Tokens that share a call, and so a mask, on the CPU: more would compute what is masked, fewer would cost calls."""
 
 _KNOWN: Final = frozenset({"scaling", "dropout", "sliding_window", "softcap"})
@@ -57,6 +57,10 @@ def visible(until: Tensor, positions: Tensor, window: int | None = None) -> Visi
     return sees
 
 
+Span = tuple[int, int]
+"""The first of some tokens, and one past the last."""
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """Tokens `start` to `end` of a pack, whose queries go through attention in one call.
@@ -64,56 +68,87 @@ class Block:
     Attributes:
         start: first token.
         end: one past the last token.
-        ancestors: numbers of the blocks before it that all of its tokens see.
-        plain: it is a stretch of one thread that sees itself causally and nothing else.
+        above: the tokens before it that some of its tokens see.
+        plain: each of its tokens sees all of it up to itself, and nothing else.
     """
 
     start: int
     end: int
-    ancestors: tuple[int, ...]
+    above: tuple[Span, ...]
     plain: bool
 
 
-def blocks(segments: Sequence[Segment], size: int = _BLOCK) -> list[Block]:
-    """Divides a pack: small subtrees that answer one parent go together, long segments by themselves.
+def blocks(segments: Sequence[Segment], size: int, window: int | None = None) -> list[Block]:
+    """Divides a pack into runs of tokens: segments that are neighbours, or a stretch of a long one.
+
+    What is before a run and seen from inside of it is also seen by its first token, since subtrees have no gaps. So a
+    run meets the path to its first token and itself.
 
     Args:
         segments: in the order of a walk in depth.
-        size: most tokens of several subtrees together, and of a stretch of a segment that has ancestors.
+        size: most tokens of a run, but for plain ones, which need no mask.
+        window: most tokens of its thread that a token sees, itself included; None = all.
     """
-    children: list[list[int]] = [[] for _ in segments]
-    roots: list[int] = []
+    depths: list[int] = []  # tokens above each segment
+    runs: list[_Run] = []
     for index, segment in enumerate(segments):
-        (children[segment.parent] if segment.parent >= 0 else roots).append(index)
-    ends = subtree_ends(segments)
-    made: list[Block] = []
-    # Each entry: a run of siblings in order, and the blocks of their ancestors.
-    pending: list[tuple[list[int], tuple[int, ...]]] = [(roots, ())]
-    while pending:
-        siblings, above = pending.pop()
-        first, last = siblings[0], _together(siblings, segments, ends, size)
-        if last < len(siblings):
-            pending.append((siblings[last:], above))
-        if last > 1 or (children[first] and ends[first] - segments[first].start <= size):
-            made.append(Block(segments[first].start, ends[siblings[last - 1]], above, plain=False))
+        above = segments[segment.parent]
+        depth = depths[segment.parent] + above.end - above.start if segment.parent >= 0 else 0
+        depths.append(depth)
+        # A run far down a tree would have another tree's tokens meet a path that they don't see.
+        if runs and segment.end - runs[-1].start <= size and runs[-1].depth - depth <= size:
+            runs[-1].fewest = min(runs[-1].fewest, depth)
             continue
-        segment = segments[first]
-        stretch = size if above else segment.end - segment.start
-        borders = [*range(segment.start, segment.end, stretch), segment.end]
-        for start, end in pairwise(borders):
-            made.append(Block(start, end, above, plain=not above))
-            above = (*above, len(made) - 1)
-        if children[first]:
-            pending.append((children[first], above))
-    return made
+        length = segment.end - segment.start
+        whole = not depth and (window is None or length <= window)
+        for start in range(segment.start, segment.end, length if whole else size):
+            below = depth + start - segment.start
+            runs.append(_Run(start, index, below, below))
+    ends = [run.start for run in runs[1:]] + [segments[-1].end]
+    return [run.block(segments, end, window) for run, end in zip(runs, ends, strict=True)]
 
 
-def _together(siblings: Sequence[int], segments: Sequence[Segment], ends: Sequence[int], size: int) -> int:
-    """Returns how many of the first siblings go into one block with all below them; 1 also if the first is too long."""
-    start, last = segments[siblings[0]].start, 1
-    while last < len(siblings) and ends[siblings[last]] - start <= size:
-        last += 1
-    return last
+@dataclass(slots=True)
+class _Run:
+    """A block to be: its first token, that one's segment, the tokens above it, and the fewest above a token of it."""
+
+    start: int
+    segment: int
+    depth: int
+    fewest: int
+
+    def block(self, segments: Sequence[Segment], end: int, window: int | None) -> Block:
+        # Of what is above, a window leaves out what is too far even for the token that is the least deep.
+        left = self.depth if window is None else min(self.depth, window - 1 + self.depth - self.fewest)
+        spans: list[Span] = []
+        index, before = self.segment, self.start
+        while left:
+            first = max(segments[index].start, before - left)
+            left -= before - first
+            if spans and spans[-1][0] == before:
+                spans[-1] = (first, spans[-1][1])
+            elif first < before:
+                spans.append((first, before))
+            index = segments[index].parent
+            before = segments[index].end
+        plain = not spans and end <= segments[self.segment].end and (window is None or end - self.start <= window)
+        return Block(self.start, end, tuple(reversed(spans)), plain)
+
+
+class _Plan(NamedTuple):
+    """How a pack goes through attention.
+
+    Attributes:
+        queries: lengths of the blocks.
+        keys: lengths of the pieces that keys are cut into, so that each block meets some of them whole.
+        seen: for each block, the numbers of its pieces: what is above it, then its own.
+        masks: for each block, which keys its tokens see; None = all up to themselves.
+    """
+
+    queries: list[int]
+    keys: list[int]
+    seen: list[list[int]]
+    masks: list[Tensor | None]
 
 
 class Trees:
@@ -122,18 +157,15 @@ class Trees:
     Args:
         pack: the segments.
         positions: [T] of the tokens in their threads, on the pack's device.
+        size: of the blocks.
     """
 
-    def __init__(self, pack: Pack, positions: Tensor) -> None:
+    def __init__(self, pack: Pack, positions: Tensor, size: int = BLOCK) -> None:
         self._until, self._positions = pack.until, positions
         self._device = pack.until.device
-        self._segments = pack.segments
-        self._masks: dict[int | None, list[Tensor | None]] = {}
+        self._segments, self._size = pack.segments, size
+        self._plans: dict[int | None, _Plan] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
-
-    @cached_property
-    def _blocks(self) -> list[Block]:
-        return blocks(self._segments)
 
     def attend(
         self,
@@ -160,18 +192,15 @@ class Trees:
         if self._device.type == "cuda" and not dropout:  # which FlexAttention can't do
             return self.flex(query, key, value, scale=scale, window=window, softcap=softcap)
         call = _Call(scale, softcap, dropout)
-        masks = self._masks_of(window)
-        if len(masks) == 1:
-            return call(query, key, value, masks[0])
-        sizes = [block.end - block.start for block in self._blocks]
-        # Split once: the gradients of slices would each be as long as the pack.
-        queries, keys, values = query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2)
-        pieces = []
-        for number, (block, mask) in enumerate(zip(self._blocks, masks, strict=True)):
-            seen = (*block.ancestors, number)
-            pieces.append(
-                call(queries[number], _joined([keys[i] for i in seen]), _joined([values[i] for i in seen]), mask)
-            )
+        plan = self._plan(window)
+        if len(plan.masks) == 1:
+            return call(query, key, value, plan.masks[0])
+        # Split once: the gradient of each slice would be as long as the pack.
+        queries, keys, values = query.split(plan.queries, 2), key.split(plan.keys, 2), value.split(plan.keys, 2)
+        pieces = [
+            call(block, _joined(keys, seen), _joined(values, seen), mask)
+            for block, seen, mask in zip(queries, plan.seen, plan.masks, strict=True)
+        ]
         return torch.cat(pieces, 2)
 
     def flex(
@@ -191,20 +220,26 @@ class Trees:
         )
         return out
 
-    def _masks_of(self, window: int | None) -> list[Tensor | None]:
-        """Returns which keys, its ancestors' and its own, each block's tokens see; None = all up to themselves."""
-        if window not in self._masks:
+    def _plan(self, window: int | None) -> _Plan:
+        if window not in self._plans:
+            found = blocks(self._segments, self._size, window)
+            spans = [(*block.above, (block.start, block.end)) for block in found]
+            cuts = sorted({cut for some in spans for span in some for cut in span})
+            number = {cut: index for index, cut in enumerate(cuts)}
             sees = visible(self._until, self._positions, window)
-            self._masks[window] = [self._mask(block, sees, window) for block in self._blocks]
-        return self._masks[window]
+            self._plans[window] = _Plan(
+                queries=[block.end - block.start for block in found],
+                keys=[end - start for start, end in pairwise(cuts)],
+                seen=[[piece for start, end in some for piece in range(number[start], number[end])] for some in spans],
+                masks=[
+                    None if block.plain else self._mask(some, sees) for block, some in zip(found, spans, strict=True)
+                ],
+            )
+        return self._plans[window]
 
-    def _mask(self, block: Block, sees: Visible, window: int | None) -> Tensor | None:
-        if block.plain and (window is None or block.end - block.start <= window):
-            return None
-        own = torch.arange(block.start, block.end, device=self._device)
-        above = [self._blocks[i] for i in block.ancestors]
-        keys = torch.cat([*(torch.arange(b.start, b.end, device=self._device) for b in above), own])
-        return sees(own[:, None], keys[None, :])
+    def _mask(self, spans: Sequence[Span], sees: Visible) -> Tensor:
+        tokens = [torch.arange(start, end, device=self._device) for start, end in spans]
+        return sees(tokens[-1][:, None], torch.cat(tokens)[None, :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,8 +271,8 @@ class _Call:
         return F.dropout(weights, self.dropout) @ value
 
 
-def _joined(pieces: Sequence[Tensor]) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces), 2)
+def _joined(pieces: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
+    return pieces[chosen[0]] if len(chosen) == 1 else torch.cat([pieces[index] for index in chosen], 2)
 
 
 @cache

@@ -14,6 +14,7 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     PreTrainedConfig,
     PreTrainedModel,
@@ -62,7 +63,7 @@ def load_decoder(config: DecoderConfig, *, empty: bool = False) -> PreTrainedMod
             from the files' headers.
 
     Raises:
-        ConfigError: they can't be loaded, don't fit, or it isn't a causal language model.
+        ConfigError: they can't be loaded, don't fit, or it is neither a causal language model nor an encoder–decoder.
     """
     source, options = _source(config), _options(config)
     loaded: Any
@@ -82,7 +83,7 @@ def load_decoder(config: DecoderConfig, *, empty: bool = False) -> PreTrainedMod
             kind = _class(settings, options)
             loaded = kind.from_pretrained(None, state_dict=tensors, device_map="meta", **how)
         else:
-            loaded = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **how, **options)
+            loaded = auto_class(settings).from_pretrained(source, use_safetensors=True, **how, **options)
     decoder: PreTrainedModel
     decoder, found = loaded
     if lacking := sorted([*found["missing_keys"], *map(_mismatch, found["mismatched_keys"])]):
@@ -93,6 +94,30 @@ def load_decoder(config: DecoderConfig, *, empty: bool = False) -> PreTrainedMod
     return decoder
 
 
+def decoder_start(config: DecoderConfig) -> int | None:
+    """Returns the id with which an encoder–decoder's replies begin; None for a causal language model.
+
+    Raises:
+        ConfigError: the model can't be found, or doesn't state the id.
+    """
+    with loading(_WHAT, config.name):
+        settings: Any = AutoConfig.from_pretrained(_source(config), **_options(config))
+    if not settings.is_encoder_decoder:
+        return None
+    start = getattr(settings, "decoder_start_token_id", None)
+    if start is None:
+        raise ConfigError(
+            f"{config.name}: its config.json states no decoder_start_token_id, with which an encoder-decoder begins "
+            "each reply; add it there"
+        )
+    return int(start)
+
+
+def auto_class(settings: PreTrainedConfig) -> Any:
+    """Returns the class of transformers that loads a language model of this configuration."""
+    return AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
+
+
 def _mismatch(found: tuple[str, torch.Size, torch.Size]) -> str:
     name, stored, expected = found
     return f"{name} ({list(expected)}, there it is {list(stored)})"
@@ -101,7 +126,8 @@ def _mismatch(found: tuple[str, torch.Size, torch.Size]) -> str:
 def _class(settings: PreTrainedConfig, options: Mapping[str, Any]) -> type[PreTrainedModel]:
     """Returns the class that a configuration belongs to."""
     with torch.device("meta"):
-        kind = AutoModelForCausalLM.from_config(copy.deepcopy(settings), trust_remote_code=options["trust_remote_code"])
+        auto: Any = auto_class(settings)
+        kind = auto.from_config(copy.deepcopy(settings), trust_remote_code=options["trust_remote_code"])
     return type(kind)
 
 

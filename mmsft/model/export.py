@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
-    AutoModelForCausalLM,
     AutoModelForImageTextToText,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -21,10 +20,12 @@ from transformers import (
 from mmsft.adapters.spec import Adapter
 from mmsft.errors import CheckpointError, ConfigError
 from mmsft.modalities.spec import Modality
+from mmsft.model.decoder import auto_class
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.llava_layout import llava_problem, to_llava
 from mmsft.model.merged import fill, merged_state
 from mmsft.model.modes import evaluating
+from mmsft.model.new_tokens import heads_tied
 from mmsft.model.tower import Tower
 from mmsft.model.weights import share
 from mmsft.types import Batch
@@ -68,11 +69,10 @@ def rehearsal_problem(model: MultimodalModel, tokenizer: PreTrainedTokenizerFast
     Returns:
         Why no layout of transformers holds the model, or None.
     """
-    specs = {name: _spec(tower) for name, tower in model.towers.items()}
     try:
-        if problem := export_problem(specs):
+        if problem := _problem(model):
             return problem
-        if specs:
+        if model.towers:
             to_llava(model, tokenizer, template="")
         else:
             plain_decoder(model.decoder)
@@ -103,8 +103,7 @@ def export_hf(
         ConfigError: no layout holds the model, or `out` is taken.
         CheckpointError: the logits differ, there are no rows, or the folder can't be written.
     """
-    specs = {name: _spec(tower) for name, tower in model.towers.items()}
-    if problem := export_problem(specs):
+    if problem := _problem(model):
         raise ConfigError(f"no class of transformers holds this model: {problem}")
     if out.exists():
         raise ConfigError(f"{out} exists; name a folder that doesn't, or remove it")
@@ -125,6 +124,12 @@ def export_hf(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return result
+
+
+def _problem(model: MultimodalModel) -> str | None:
+    if model.towers and model.decoder.config.is_encoder_decoder:
+        return f"{type(model.decoder).__name__} is an encoder-decoder, and those take no towers in it; leave them out"
+    return export_problem({name: _spec(tower) for name, tower in model.towers.items()})
 
 
 def _spec(tower: Any) -> tuple[Modality, Adapter]:
@@ -169,7 +174,7 @@ def plain_decoder(decoder: PreTrainedModel) -> PreTrainedModel:
     """Returns the decoder as an object of its own class, with LoRA and new tokens merged."""
     with torch.device("meta"):
         clean = type(decoder)(copy.deepcopy(decoder.config))
-    fill(clean, merged_state(decoder))
+    fill(clean, merged_state(decoder), heads_tied(decoder))
     clean.generation_config = decoder.generation_config
     return clean
 
@@ -183,7 +188,7 @@ def _held(decoder: PreTrainedModel) -> torch.dtype:
 
 @torch.no_grad()
 def _compare(model: MultimodalModel, folder: Path, layout: str, rows: Sequence[Batch], out: Path) -> Export:
-    auto = AutoModelForImageTextToText if model.towers else AutoModelForCausalLM
+    auto: Any = AutoModelForImageTextToText if model.towers else auto_class(model.decoder.config)
     weight = next(model.parameters())
     loaded: Any = auto.from_pretrained(folder, dtype=_held(model.decoder))
     loaded.to(weight.device).eval()
@@ -208,6 +213,13 @@ def _compare(model: MultimodalModel, folder: Path, layout: str, rows: Sequence[B
 
 
 def _hf_inputs(loaded: Any, batch: Batch) -> dict[str, Tensor]:
+    if (prompts := batch.prompts) is not None:
+        return {
+            "input_ids": prompts.input_ids[prompts.of],
+            "attention_mask": prompts.mask.long()[prompts.of],
+            "decoder_input_ids": batch.input_ids,
+            "decoder_attention_mask": batch.mask.long(),
+        }
     ids = batch.input_ids.clone()
     inputs = {"input_ids": ids, "attention_mask": batch.mask.long()}
     for media in batch.media.values():

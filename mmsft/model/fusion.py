@@ -1,5 +1,6 @@
 """The root module: splices media among the embeddings, and scores the targets."""
 
+import copy
 import inspect
 import logging
 from collections.abc import Iterator, Mapping
@@ -8,15 +9,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
 
 from mmsft.errors import AlignmentError, ConfigError, DataError
-from mmsft.model import attention
+from mmsft.model import attention, seq2seq
 from mmsft.model.attention import Trees
 from mmsft.model.modes import evaluating
 from mmsft.model.nll import nll
-from mmsft.model.packs import why_not_packed
+from mmsft.model.packs import body_of, why_not_packed
 from mmsft.model.parts import Part, parts
 from mmsft.model.tower import Tower
 from mmsft.types import Batch, MediaBatch
@@ -30,14 +31,19 @@ class MultimodalModel(nn.Module):
     Everything that learns is reached through `forward`, as FSDP2 asks for.
 
     Attributes:
-        decoder: any causal language model of transformers that takes `inputs_embeds`.
+        decoder: any causal language model or encoder–decoder of transformers that takes `inputs_embeds`.
         towers: by modality.
         head_apart: logits are the head's output on the hidden states and nothing else (`find_head` tells).
         packs: it takes packs of trees (`find_attention` tells); else threads are padded.
+
+    Raises:
+        ConfigError: the decoder puts virtual tokens before its inputs.
     """
 
     def __init__(self, decoder: PreTrainedModel, towers: Mapping[str, Tower] | None = None) -> None:
         super().__init__()
+        _refuse_virtual_tokens(decoder)
+        _own_configs(decoder)
         self.decoder = decoder
         self.towers = nn.ModuleDict(dict(towers or {}))
         self.head_apart = True
@@ -48,8 +54,7 @@ class MultimodalModel(nn.Module):
     @property
     def body(self) -> nn.Module:
         """The decoder without its head."""
-        body: nn.Module = self.decoder.base_model
-        return body
+        return body_of(self.decoder)
 
     @property
     def head(self) -> nn.Module:
@@ -77,11 +82,17 @@ class MultimodalModel(nn.Module):
 
     def logits(self, batch: Batch) -> Tensor:
         """Returns the logits [B, T, V] at every position; for comparisons, since training never holds them whole."""
-        logits: Tensor = self.decoder(**self._inputs(batch)).logits
+        if batch.prompts is not None:
+            inputs = seq2seq.whole_inputs(self.decoder, batch, batch.prompts, self.embed(batch))
+        else:
+            inputs = self._inputs(batch)
+        logits: Tensor = self.decoder(**inputs).logits
         return logits
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         self.attend(packed=batch.pack is not None)
+        if batch.prompts is not None:
+            return seq2seq.reply_inputs(self.decoder, batch, batch.prompts, self.embed(batch))
         inputs: dict[str, Any] = {"inputs_embeds": self.embed(batch), "use_cache": False}
         if batch.pack is None:
             inputs["attention_mask"] = batch.mask.long()
@@ -96,12 +107,16 @@ class MultimodalModel(nn.Module):
             self.decoder.set_attn_implementation(wanted)
 
     def embed(self, batch: Batch) -> Tensor:
-        """Returns the embeddings [B, T, D], those of media in their slots."""
+        """Returns the embeddings [B, T, D], those of media in their slots; of prompts [E, S, D] if there are any."""
         for name, media in batch.media.items():
             if name not in self.towers:
                 have = ", ".join(self.towers) or "none: the model is text-only"
                 raise DataError(f"{_row(batch, media)}: there is no {name} tower (towers: {have})")
-        tokens: Tensor = self.decoder.get_input_embeddings()(batch.input_ids)
+        embeddings = self.decoder.get_input_embeddings()
+        if batch.prompts is None:
+            tokens: Tensor = embeddings(batch.input_ids)
+        else:
+            tokens = embeddings(batch.prompts.input_ids) * seq2seq.embedding_scale(self.decoder)
         flat = tokens.flatten(0, 1)
         for name, tower in self.towers.items():
             assert isinstance(tower, Tower)
@@ -129,7 +144,12 @@ class MultimodalModel(nn.Module):
 
     @torch.no_grad()
     def find_attention(self) -> None:
-        """Sets `packs` by comparing a pack with its threads; an empty model has nothing to compare, and is trusted."""
+        """Sets `packs` by comparing a pack with its threads; an empty model has nothing to compare, and is trusted.
+
+        An encoder–decoder takes none: its encoder sees both ways, so that its prompts share nothing but all they are.
+        """
+        if self.decoder.config.is_encoder_decoder:
+            return
         reason = None if self.decoder.device.type == "meta" else why_not_packed(self.decoder)
         self.packs = reason is None
         if reason is not None:
@@ -147,33 +167,56 @@ class MultimodalModel(nn.Module):
         logits must be the very tensor that the head returns.
 
         Raises:
-            ConfigError: the family's logits follow from more than its last hidden states.
+            ConfigError: the family's logits follow from more than its last hidden states, or it takes no embeddings.
         """
         if self.decoder.device.type == "meta":
             self.head_apart = _returns_its_heads_output(self.decoder)
             return
-        embeddings = self.decoder.get_input_embeddings()
-        ids = torch.arange(4, device=next(self.parameters()).device)[None]
-        # Real embeddings, made large, so that a cap on the logits shows.
-        inputs = {"inputs_embeds": embeddings(ids) * 4, "use_cache": False}
+        name = type(self.decoder).__name__
         with evaluating(self):
-            whole = self.decoder(**inputs).logits[0]
-            hidden = self.body(**inputs).last_hidden_state[0]
-            self.head_apart = _alike(whole, self.head(hidden))
+            try:
+                whole, hidden = self._few_tokens()
+                self.head_apart = _alike(whole, self.head(hidden))
+            except (TypeError, RuntimeError) as error:  # what a family's code makes of inputs that it doesn't know
+                raise ConfigError(f"{name} can't be run on embeddings, apart from its head ({error})") from error
             if not self.head_apart and not _alike(whole, self._familys_logits(hidden)):
-                name = type(self.decoder).__name__
                 raise ConfigError(
                     f"{name}: its logits follow from more than its last hidden states; name another model"
                 )
 
+    def _few_tokens(self) -> tuple[Tensor, Tensor]:
+        """Returns the decoder's own logits [4, V] for a few tokens, and the last hidden states [4, D] of its body."""
+        ids = torch.arange(4, device=next(self.parameters()).device)[None]
+        if self.decoder.config.is_encoder_decoder:
+            ids = ids + 4  # behind the token for padding, which some families leave out of their positions
+            whole = self.decoder(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits[0]
+            return whole, self.body(**self._inputs(seq2seq.exchange(ids))).last_hidden_state[0]
+        # Real embeddings, made large, so that a cap on the logits shows.
+        inputs = {"inputs_embeds": self.decoder.get_input_embeddings()(ids) * 4, "use_cache": False}
+        return self.decoder(**inputs).logits[0], self.body(**inputs).last_hidden_state[0]
+
     def _familys_logits(self, hidden_ND: Tensor) -> Tensor:
-        """Runs the decoder's own last step, with the caps and scales of its family."""
-        with _body_replaced(self.decoder, hidden_ND[None]):
-            logits: Tensor = self.decoder(inputs_embeds=hidden_ND[None], use_cache=False).logits[0]
-        return logits
+        return _last_step(self.decoder, hidden_ND[None])[0]
 
 
-class _AnyOutput(BaseModelOutputWithPast):
+def _refuse_virtual_tokens(decoder: nn.Module) -> None:
+    tuned = getattr(decoder, "active_peft_config", None)
+    if tuned is not None and tuned.is_prompt_learning:
+        raise ConfigError(
+            f"{type(decoder).__name__}: {type(tuned).__name__} puts {tuned.num_virtual_tokens} virtual tokens before "
+            "its inputs, which no position, segment or target counts; take LoRA (decoder.lora)"
+        )
+
+
+def _own_configs(decoder: nn.Module) -> None:
+    """Gives a decoder configs that no other model holds: the attention to take is written in them."""
+    copies: dict[int, Any] = {}
+    for module in decoder.modules():
+        if isinstance(getattr(module, "config", None), PreTrainedConfig):
+            module.config = copy.deepcopy(module.config, copies)
+
+
+class _AnyOutput(BaseModelOutput):
     """Hidden states, and None for whatever else a family's body returns."""
 
     def __getattr__(self, name: str) -> None:
@@ -183,12 +226,23 @@ class _AnyOutput(BaseModelOutputWithPast):
 @contextmanager
 def _body_replaced(decoder: Any, hidden: Tensor) -> Iterator[None]:
     """Has the decoder's body give hidden states that are there already."""
-    body = decoder.base_model
+    body: Any = body_of(decoder)
     body.forward = lambda *args, **kwargs: _AnyOutput(last_hidden_state=hidden)
     try:
         yield
     finally:
         del body.forward  # the class's own shows again
+
+
+def _last_step(decoder: Any, hidden_BTD: Tensor) -> Tensor:
+    """Runs the decoder's own last step, with the caps and scales of its family."""
+    inputs: dict[str, Any] = {"inputs_embeds": hidden_BTD}
+    if decoder.config.is_encoder_decoder:
+        states = _AnyOutput(last_hidden_state=hidden_BTD)
+        inputs = {"encoder_outputs": states, "decoder_inputs_embeds": hidden_BTD}
+    with _body_replaced(decoder, hidden_BTD):
+        logits: Tensor = decoder(**inputs, use_cache=False).logits
+    return logits
 
 
 def _alike(whole: Tensor, apart: Tensor) -> bool:
@@ -205,8 +259,7 @@ def _returns_its_heads_output(decoder: Any) -> bool:
     returned: list[Tensor] = []
     hook = head.register_forward_hook(lambda module, inputs, output: returned.append(output))
     try:
-        with _body_replaced(decoder, hidden):
-            logits = decoder(inputs_embeds=hidden, use_cache=False).logits
+        logits = _last_step(decoder, hidden)
     except RuntimeError:
         return True  # it calls another module than its body, which needs values; with these it will be known
     finally:

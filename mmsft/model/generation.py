@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 from transformers import GenerationConfig
 
 from mmsft.errors import ConfigError
@@ -26,7 +27,7 @@ def generate(
     temperature: float = 0.0,
     seed: int | None = None,
 ) -> list[list[int]]:
-    """Continues each row of a left-padded batch.
+    """Continues each row of a left-padded batch; an encoder–decoder's replies are continued from what they begin with.
 
     Settings that the decoder's authors ship with it (penalties, top-p) don't apply: what is measured is the model.
 
@@ -51,6 +52,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         eos_token_id=stops or None,
         pad_token_id=stops[0] if stops else 0,
+        decoder_start_token_id=getattr(model.decoder.config, "decoder_start_token_id", None),
         use_cache=True,
         **sampling,
     )
@@ -60,8 +62,24 @@ def generate(
     with _only(settings, model), evaluating(model), torch.random.fork_rng(devices, enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        new = decoder.generate(inputs_embeds=model.embed(batch), attention_mask=batch.mask.long())
-    return [_until_stop(row, set(stops)) for row in new.tolist()]
+        new = decoder.generate(**_inputs(model, batch))
+    return [_until_stop(row, set(stops)) for row in new[:, _given(batch) :].tolist()]
+
+
+def _inputs(model: MultimodalModel, batch: Batch) -> dict[str, Tensor]:
+    embeds, prompts = model.embed(batch), batch.prompts
+    if prompts is None:
+        return {"inputs_embeds": embeds, "attention_mask": batch.mask.long()}
+    return {
+        "inputs_embeds": embeds[prompts.of],
+        "attention_mask": prompts.mask.long()[prompts.of],
+        "decoder_input_ids": batch.input_ids,
+    }
+
+
+def _given(batch: Batch) -> int:
+    """Returns how many of its inputs `generate` repeats: ids, but not embeddings."""
+    return 0 if batch.prompts is None else batch.input_ids.shape[1]
 
 
 def _refuse(max_new_tokens: int, temperature: float, seed: int | None) -> None:

@@ -1,6 +1,7 @@
 """A decoder's weights as its own class names them, with what was tuned beside them added."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -29,8 +30,14 @@ def merged_state(decoder: PreTrainedModel) -> dict[str, Tensor]:
     return state
 
 
-def fill(empty: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
+def fill(empty: PreTrainedModel, state: Mapping[str, Tensor], tied: bool = True) -> None:
     """Gives a model that was built without weights its own.
+
+    Args:
+        empty: the model.
+        state: its weights by name.
+        tied: whether its head may be tied to its embeddings, as its configuration says: T5's says so of Flan-T5 too,
+            which has a head of its own.
 
     Raises:
         ConfigError: names or shapes differ.
@@ -40,4 +47,8 @@ def fill(empty: PreTrainedModel, state: Mapping[str, Tensor]) -> None:
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{type(empty).__name__} can't hold this model's weights: {reason}") from error
+    head: Any = empty.get_output_embeddings()
+    own = head.weight
     empty.tie_weights()
+    if not tied:
+        head.weight = own

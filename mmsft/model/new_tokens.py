@@ -67,6 +67,13 @@ class NewTokenHead(nn.Module):
         return torch.cat([logits[..., : self.first], own.to(logits.dtype), logits[..., end:]], -1)
 
 
+def heads_tied(decoder: PreTrainedModel) -> bool:
+    """Tells whether a decoder's head and its embeddings are one parameter."""
+    both: tuple[Any, Any] = decoder.get_input_embeddings(), decoder.get_output_embeddings()
+    embedding, head = (getattr(module, "base_layer", module).weight for module in both)
+    return embedding is head
+
+
 def grow_vocabulary(decoder: PreTrainedModel, size: int, known: int) -> None:
     """Gives the decoder rows for ids up to `size`; those from `known` on become the mean of the rows before.
 
@@ -74,6 +81,8 @@ def grow_vocabulary(decoder: PreTrainedModel, size: int, known: int) -> None:
     """
     embedding: Any = decoder.get_input_embeddings()
     if size > len(embedding.weight):
+        # Else a head of its own would be lost in a family whose configuration always says otherwise: T5's.
+        decoder.config.tie_word_embeddings = heads_tied(decoder)
         decoder.resize_token_embeddings(size, mean_resizing=False)
     both: tuple[Any, Any] = decoder.get_input_embeddings(), decoder.get_output_embeddings()
     with torch.no_grad():
@@ -86,7 +95,7 @@ def add_new_tokens(decoder: PreTrainedModel, first: int, count: int) -> None:
     grow_vocabulary(decoder, first + count, first)
     embedding: Any = decoder.get_input_embeddings()
     head: Any = decoder.get_output_embeddings()
-    tied = head.weight is embedding.weight
+    tied = heads_tied(decoder)
     apart = NewTokenEmbedding(embedding, first, count)
     rows = (
         apart.new_input

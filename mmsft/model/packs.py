@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from mmsft.model.attention import Trees, Unsupported, attend_by_trees
@@ -31,6 +31,15 @@ class _Watched(Trees):
         return super().attend(query, key, value, **how)
 
 
+def body_of(decoder: PreTrainedModel) -> nn.Module:
+    """Returns a decoder without its head; of an encoder–decoder what is behind the encoder."""
+    if decoder.config.is_encoder_decoder:
+        return decoder.get_decoder()  # type: ignore[no-any-return]
+    body: Any = decoder.base_model
+    # A prefix that names no part of the model, as Llama 4's, leaves the whole.
+    return decoder.get_submodule("model") if body is decoder else body  # type: ignore[no-any-return]
+
+
 @torch.no_grad()
 def why_not_packed(decoder: PreTrainedModel) -> str | None:
     """Runs a small pack through a decoder, and its threads one by one.
@@ -39,7 +48,7 @@ def why_not_packed(decoder: PreTrainedModel) -> str | None:
         Why the decoder can't take packs; None if it can: every layer asked our attention, with the window of its mask,
         and the hidden states are the same.
     """
-    body: Any = decoder.base_model
+    body = body_of(decoder)
     device = decoder.device
     ids = torch.arange(len(_POSITIONS), device=device) + 5
     embeds = decoder.get_input_embeddings()(ids[None])
@@ -63,11 +72,13 @@ def why_not_packed(decoder: PreTrainedModel) -> str | None:
             ).last_hidden_state[0]
             for thread in _THREADS
         ]
-        decoder.set_attn_implementation(_PROBE)
         try:
+            decoder.set_attn_implementation(_PROBE)
             packed = body(inputs_embeds=embeds, position_ids=positions, use_cache=False, trees=trees)
-        except (TypeError, Unsupported) as error:
+        except Unsupported as error:
             return str(error)
+        except Exception as error:  # what a family's code makes of a pack that it wasn't written for
+            return f"a pack makes its code fail ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         finally:
             decoder.set_attn_implementation(padded)
     return _windows_differ(decoder, trees.windows, masks) or _states_differ(packed.last_hidden_state[0], apart)

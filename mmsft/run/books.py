@@ -91,6 +91,7 @@ class Books:
             "grad_norm": step.grad_norm,
             "targets": step.targets,
             "tokens": step.tokens,
+            "spared": step.spared,
             "seconds": round(step.seconds, 4),
             "order": self.state.order,
         }

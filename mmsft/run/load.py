@@ -17,12 +17,13 @@ from mmsft.data.chat import ChatEncoder
 from mmsft.data.encoding import Encoding
 from mmsft.data.media_reader import MediaReader
 from mmsft.data.mixture import Mixture
+from mmsft.data.seq2seq import Sides
 from mmsft.data.template import resolve_template, template_in_file
 from mmsft.data.tokens import Tokenizer
 from mmsft.errors import ConfigError, Problems
 from mmsft.modalities import modality_spec
 from mmsft.model.build import build_model
-from mmsft.model.decoder import load_tokenizer
+from mmsft.model.decoder import decoder_start, load_tokenizer
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.names import named_parameters
 from mmsft.train import checkpoint as ckpt
@@ -56,6 +57,12 @@ class Run:
         return load_tokenizer(self.config.model.decoder)
 
     @cached_property
+    def sides(self) -> Sides | None:
+        """How texts are given to an encoder–decoder; None for a causal language model."""
+        start = decoder_start(self.config.model.decoder)
+        return None if start is None else Sides.of(Tokenizer(self.tokenizer), start)
+
+    @cached_property
     def reader(self) -> MediaReader:
         """The towers' modalities and adapters."""
         towers = self.config.model.towers
@@ -72,6 +79,7 @@ class Run:
             slots=self.reader.layout,
             length=recipe.length,
             data_tokens=self.config.model.decoder.new_tokens,
+            sides=self.sides,
         )
 
     def encoding(self, stage: StageConfig, *, packs: bool = True) -> Encoding:

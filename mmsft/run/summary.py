@@ -20,6 +20,9 @@ def summary(run: Run) -> str:
         rows = ", ".join(f"{state.ledger.get(fate, 0):,} {fate}" for fate in FATES)
         line = f"{state.name}: {state.step} steps; rows {rows}; "
         line += f"loss {losses[0]:.4f} → {losses[-1]:.4f}" if losses else "nothing was learned"
+        if spared := sum(line.get("spared", 0) for line in of_stage):
+            read = sum(line.get("tokens", 0) for line in of_stage)
+            line += f"; {read:,} tokens read, {spared:,} spared ({spared / (read + spared):.0%})"
         if held_out:
             line += f"; held-out loss {held_out[0]:.4f} before, {held_out[-1]:.4f} after"
         lines.append(line)

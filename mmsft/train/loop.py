@@ -31,7 +31,8 @@ class Totals(NamedTuple):
         used: rows that were learned from.
         lost: rows that could not be.
         targets: learned tokens.
-        tokens: padding not counted.
+        tokens: that the model read, padding not counted.
+        spared: tokens that it needn't read, since rows share them.
         failing: processes that have deferred an error.
         loss_sum: Σ weight · nll.
         loss_count: Σ weight; for other objectives what the sum is divided by.
@@ -43,6 +44,7 @@ class Totals(NamedTuple):
     lost: float
     targets: float
     tokens: float
+    spared: float
     failing: float
     loss_sum: float
     loss_count: float
@@ -99,8 +101,13 @@ class Step:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the global step."""
+        """Tokens of the global step that the model read."""
         return int(self.totals.tokens)
+
+    @property
+    def spared(self) -> int:
+        """Tokens of the global step that it needn't read, since rows share them."""
+        return int(self.totals.spared)
 
     def loss_by_source(self, names: Sequence[str]) -> dict[str, float]:
         """The step's loss on the rows of each source that took part."""
@@ -184,7 +191,7 @@ def _backward(trainer: Trainer, item: StepData) -> tuple[Callable[[], bool], Ten
         source.
     """
     ranks = trainer.ranks
-    shares = (item.weight, item.used, len(item.lost), item.targets, item.tokens, ranks.failing)
+    shares = (item.weight, item.used, len(item.lost), item.targets, item.tokens, item.spared, ranks.failing)
     # Filled in on the device: a copy from ordinary memory would wait for the step before.
     filled = [torch.full((), float(share), dtype=ranks.wide, device=ranks.device) for share in shares]
     counts = ranks.total(torch.stack(filled))

@@ -1,0 +1,171 @@
+"""What an encoder–decoder reads and writes: a prompt as its tokenizer wants it, and a reply that counts from 0."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from mmsft.data import tree
+from mmsft.data.strand import CONTEXT, Credit, Strand
+from mmsft.data.tokens import Tokenizer
+from mmsft.errors import DataError
+from mmsft.types import Encoded, Segment
+
+_TRIAL: Final = "a"
+
+
+class Around(NamedTuple):
+    """What a tokenizer puts around a text.
+
+    Attributes:
+        before: ids before it.
+        behind: ids behind it.
+        opening: what those before it say.
+        closing: what those behind it say.
+    """
+
+    before: list[int]
+    behind: list[int]
+    opening: str
+    closing: str
+
+
+@dataclass(frozen=True)
+class Sides:
+    """How an encoder–decoder is given its two texts.
+
+    Attributes:
+        start: id with which each of the decoder's rows begins.
+        prompt: what stands around a text that the encoder reads, e.g. T5's ``</s>`` behind it.
+        reply: what stands around a text that the decoder writes, e.g. BART's ``<s>`` and ``</s>``.
+    """
+
+    start: int
+    prompt: Around
+    reply: Around
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, start: int) -> "Sides":
+        """Asks the tokenizer what it puts around the text of each side."""
+        hf: Any = tokenizer.hf
+        prompt, reply = hf(_TRIAL)["input_ids"], hf(text_target=_TRIAL)["input_ids"]
+        return cls(start, _around(prompt, tokenizer), _around(reply, tokenizer))
+
+    def ask(self, strand: Strand, text: str) -> None:
+        """Writes what the encoder reads; what a template puts around its text as the tokenizer would isn't doubled."""
+        around = self.prompt
+        strand.tokens([] if text.startswith(around.opening) else around.before)
+        strand.write(text)
+        strand.tokens([] if text.rstrip().endswith(around.closing) else around.behind)
+
+    def begin(self, strand: Strand, credit: Credit = CONTEXT) -> None:
+        """Writes what every reply begins with; an answer is written behind it."""
+        strand.tokens([self.start])
+        strand.tokens(self.reply.before, credit)
+
+    def answer(self, strand: Strand, context: str, said: str, end: str, credit: Credit) -> None:
+        """Writes a reply, without the white space that templates put around it.
+
+        Args:
+            strand: a new one.
+            context: the beginning of the reply that isn't learned.
+            said: what is learned.
+            end: the token with which the template ends it, or empty: then it ends as the tokenizer has it.
+            credit: of what is learned.
+        """
+        self.begin(strand, CONTEXT if context else credit)
+        strand.write(context.lstrip())
+        strand.write(said.rstrip() if context else said.strip(), credit)
+        if end:
+            strand.write(end, credit)
+        else:
+            strand.tokens(self.reply.behind, credit)
+
+
+def joined(prompt: Encoded, reply: Encoded) -> Encoded:
+    """Returns a prompt and its reply as one thread of two segments.
+
+    Raises:
+        DataError: the reply has a medium.
+    """
+    if reply.media:
+        raise DataError(
+            f"{prompt.id}: an assistant's turn has {reply.media[0].media}, and an encoder-decoder writes text alone; "
+            "move it into a user's turn, or give the assistant's a weight of 0"
+        )
+    at = len(prompt)
+    return replace(
+        prompt,
+        input_ids=np.concatenate([prompt.input_ids, reply.input_ids]),
+        positions=np.concatenate([prompt.positions, reply.positions]),
+        segments=(Segment(0, at), Segment(at, at + len(reply), 0)),
+        targets=replace(reply.targets, position=reply.targets.position + at),
+    )
+
+
+class _Padded(NamedTuple):
+    """Number and width of the prompts and of the replies of a batch."""
+
+    prompts: int
+    read: int
+    replies: int
+    written: int
+
+    @property
+    def size(self) -> int:
+        """Tokens, padding included."""
+        return self.prompts * self.read + self.replies * self.written
+
+    def beside(self, other: "_Padded") -> "_Padded":
+        return _Padded(
+            self.prompts + other.prompts,
+            max(self.read, other.read),
+            self.replies + other.replies,
+            max(self.written, other.written),
+        )
+
+
+def micro_batches(trees: Sequence[Encoded], most: int) -> Iterator[list[Encoded]]:
+    """Yields trees of one prompt each, the longest first, in batches of at most so many tokens, padding included.
+
+    A prompt is in several batches only where its replies don't fit into one.
+    """
+    pieces = [(piece, _padded(piece)) for encoded in trees for piece in _prompts(encoded, most)]
+    batch: list[Encoded] = []
+    shape = _Padded(0, 0, 0, 0)
+    for piece, own in sorted(pieces, key=lambda pair: pair[1].read, reverse=True):
+        if batch and shape.beside(own).size > most:
+            yield batch
+            batch, shape = [], _Padded(0, 0, 0, 0)
+        batch.append(piece)
+        shape = shape.beside(own)
+    if batch:
+        yield batch
+
+
+def _prompts(encoded: Encoded, most: int) -> Iterator[Encoded]:
+    """Yields the prompts of a tree with their replies, divided where those are too many."""
+    parents = [segment.parent for segment in encoded.segments if segment.parent >= 0]
+    pairs = zip(parents, tree.threads(encoded), strict=True)
+    for _, group in groupby(pairs, key=lambda pair: pair[0]):
+        threads = sorted((thread for _, thread in group), key=len, reverse=True)
+        while threads:
+            shape = _padded(threads[0])
+            count = max(1, (most - shape.read) // shape.written)
+            yield tree.join(threads[:count])
+            threads = threads[count:]
+
+
+def _padded(encoded: Encoded) -> _Padded:
+    lengths = [(segment.parent >= 0, segment.end - segment.start) for segment in encoded.segments]
+    read, written = ([length for replies, length in lengths if replies is side] for side in (False, True))
+    return _Padded(len(read), max(read), len(written), max(written))
+
+
+def _around(ids: list[int], tokenizer: Tokenizer) -> Around:
+    plain = tokenizer.text(_TRIAL)
+    at = next(at for at in range(len(ids)) if ids[at : at + len(plain)] == plain)
+    before, behind = ids[:at], ids[at + len(plain) :]
+    return Around(before, behind, tokenizer.decode(before), tokenizer.decode(behind))
