@@ -70,6 +70,18 @@ def check(config: Config, overrides: Overrides = None, as_json: AsJson = False) 
 
 
 @app.command()
+def doctor(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Prove that loss and gradient don't depend on how a step is computed. On the config's own first rows."""
+    from mmsft.run import load_run
+    from mmsft.run.doctor import doctor as run_doctor
+
+    report = run_doctor(load_run(config, overrides or []), (lambda text: None) if as_json else typer.echo)
+    _print(report.as_dict() if as_json else report.verdict())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
 def chat(
     run: RunFolder,
     question: Annotated[str | None, typer.Argument(help="Without one, a dialogue begins.")] = None,

@@ -18,7 +18,7 @@ class Duration:
 
     Attributes:
         value: greater than 0; whole unless the unit is epochs.
-        unit: what is counted. Tokens are tokens that the model reads; examples are rows.
+        unit: what is counted. Examples are rows; tokens are those of rows by themselves, also where rows share some.
     """
 
     value: float

@@ -70,7 +70,7 @@ class DecoderConfig(Strict):
     """The language model.
 
     Attributes:
-        name: a hub id, a folder, a ``.gguf`` file, or ``asset:NAME``.
+        name: a hub id, a folder, a ``.gguf`` file, or ``asset:NAME``; of a causal language model or an encoder–decoder.
         revision: branch, tag or commit of a hub id.
         dtype: in which its weights are held, fp32 if they learn; under ``precision: bf16`` they compute in bf16.
         lora: adds LoRA; it learns as ``decoder.lora``.

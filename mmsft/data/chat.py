@@ -3,14 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, ParamSpec, TypeAlias, TypeVar
 
 from mmsft.adapters.spec import Layout
 from mmsft.data import tree
 from mmsft.data.messages import Guard, guard
 from mmsft.data.script import Reply, Script
 from mmsft.data.seq2seq import Sides, joined
-from mmsft.data.strand import CONTEXT, Credit, Strand
+from mmsft.data.strand import CONTEXT, Credit, Strand, tokenise
 from mmsft.data.template import ChatTemplate
 from mmsft.data.tokens import Tokenizer
 from mmsft.errors import ConfigError, DataError
@@ -22,6 +22,12 @@ MARKER: Final = "<answer>"
 """With ``learn: span``, an assistant's turn is learned from behind this."""
 
 _PROBE: Final = "mmsft probe"
+
+_TOGETHER: Final = 64
+"""Conversations that are tokenised together: more take no less time each."""
+
+_In = ParamSpec("_In")
+_Out = TypeVar("_Out")
 
 
 class TooLong(DataError):
@@ -83,23 +89,28 @@ class ChatEncoder:
             NothingToLearn: no turn is learned.
             DataError: the template refuses the conversation, loses a part of it, or breaks the prefix rule.
         """
-        script = self._script(conversation)
-        learned: set[int] = set()
-        threads: list[Encoded] = []
-        for path in conversation.threads():
-            turns = self._learned(conversation, path)
-            new = set(turns) - learned
-            if self.sides:
-                threads += [self._answered(script, path, turn, source, self.sides) for turn in turns if turn in new]
-            elif new or self.learn == "all":
-                threads.append(self._thread(script, path, turns, new, source, threads))
-                learned |= new
-        if not any(len(thread.targets) for thread in threads):
-            raise NothingToLearn(
-                f"{conversation.id}: nothing to learn with learn: {self.learn}; it takes an assistant turn with a "
-                "weight above 0"
-            )
-        return tree.join(threads)
+        (encoded,) = self.encode_all([conversation], [source])
+        if isinstance(encoded, DataError):
+            raise encoded
+        return encoded
+
+    def encode_all(self, conversations: Sequence[Conversation], sources: Sequence[int]) -> list[Encoded | DataError]:
+        """Encodes conversations of the given sources, in less time than one by one.
+
+        Returns:
+            For each what `encode` returns or raises.
+        """
+        done: list[Encoded | DataError] = []
+        for start in range(0, len(conversations), _TOGETHER):
+            some = conversations[start : start + _TOGETHER]
+            drafts = [_tried(self._draft, conversation) for conversation in some]
+            written = [draft for draft in drafts if not isinstance(draft, DataError)]
+            tokenise(self.tokenizer, [strand for draft in written for thread in draft for strand in thread])
+            done += [
+                draft if isinstance(draft, DataError) else _tried(self._finished, conversation.id, draft, source)
+                for conversation, draft, source in zip(some, drafts, sources[start : start + _TOGETHER], strict=True)
+            ]
+        return done
 
     def prompt(self, conversation: Conversation) -> Encoded:
         """Returns the conversation up to where the assistant begins to speak, for inference; nothing is learned.
@@ -172,15 +183,33 @@ class ChatEncoder:
             f"{conversation.id}: assistant turn {index} is empty; give it text, or a weight of 0 to keep it as context"
         )
 
-    def _thread(
-        self,
-        script: Script,
-        path: Sequence[int],
-        turns: Sequence[int],
-        new: set[int],
-        source: int,
-        earlier: Sequence[Encoded],
-    ) -> Encoded:
+    def _draft(self, conversation: Conversation) -> list[tuple[Strand, ...]]:
+        """Writes a conversation's threads; each is one strand, or for an encoder–decoder a prompt and its reply."""
+        script = self._script(conversation)
+        learned: set[int] = set()
+        threads: list[tuple[Strand, ...]] = []
+        for path in conversation.threads():
+            turns = self._learned(conversation, path)
+            new = set(turns) - learned
+            if self.sides:
+                threads += [self._answered(script, path, turn, self.sides) for turn in turns if turn in new]
+            elif new or self.learn == "all":
+                threads.append((self._thread(script, path, turns, new),))
+            learned |= new
+        return threads
+
+    def _finished(self, id: str, draft: Sequence[tuple[Strand, ...]], source: int) -> Encoded:
+        threads: list[Encoded] = []
+        for strand, *reply in draft:
+            thread = strand.encoded(id, source, threads if self.learn == "all" else ())
+            threads.append(self._fitting(joined(thread, reply[0].encoded(id, source)) if reply else thread))
+        if not any(len(thread.targets) for thread in threads):
+            raise NothingToLearn(
+                f"{id}: nothing to learn with learn: {self.learn}; it takes an assistant turn with a weight above 0"
+            )
+        return tree.join(threads)
+
+    def _thread(self, script: Script, path: Sequence[int], turns: Sequence[int], new: set[int]) -> Strand:
         everything = self.learn == "all"
         if not everything:
             path = path[: path.index(turns[-1]) + 1]
@@ -199,9 +228,9 @@ class ChatEncoder:
             at, lead = reply.stop, credit if reply.end else None
         # The end token stands before what follows it, as its tokenizer wants to see it: some take white space along.
         strand.write(text[at : len(text) if everything else at + len(replies[-1].end)], context, lead)
-        return self._fitting(strand.encoded(script.conversation.id, source, earlier if everything else ()))
+        return strand
 
-    def _answered(self, script: Script, path: Sequence[int], turn: int, source: int, sides: Sides) -> Encoded:
+    def _answered(self, script: Script, path: Sequence[int], turn: int, sides: Sides) -> tuple[Strand, Strand]:
         """Returns one turn of a thread as a reply to what was said before it."""
         path = path[: path.index(turn) + 1]
         (found,) = script.replies(path, [turn])
@@ -212,8 +241,7 @@ class ChatEncoder:
         sides.ask(prompt, text[: found.start])
         credit = Credit(script.conversation.turns[turn].weight, turn)
         sides.answer(reply, text[found.start : start], text[start : found.stop], found.end, credit)
-        id = script.conversation.id
-        return self._fitting(joined(prompt.encoded(id, source), reply.encoded(id, source)))
+        return prompt, reply
 
     def _behind_marker(self, script: Script, reply: Reply, text: str) -> int:
         at = text.find(MARKER, reply.start, reply.stop)
@@ -233,3 +261,10 @@ class ChatEncoder:
                 "shorten the row"
             )
         return encoded
+
+
+def _tried(work: Callable[_In, _Out], *args: _In.args, **kwargs: _In.kwargs) -> _Out | DataError:
+    try:
+        return work(*args, **kwargs)
+    except DataError as error:
+        return error

@@ -16,7 +16,7 @@ from mmsft.data.mixture import Mixture
 from mmsft.data.pack import bins
 from mmsft.data.seq2seq import micro_batches
 from mmsft.errors import DataError
-from mmsft.types import Batch, Encoded, Ints, Media
+from mmsft.types import Batch, Conversation, Encoded, Ints, Media
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +108,17 @@ class Encoding:
 
     def rows(self, mixture: Mixture, pairs: Ints) -> list[Encoded | LostRow]:
         """Reads and encodes rows [n, 2]."""
-        read: list[Encoded | LostRow] = []
-        for pair in pairs:
+        fates: dict[int, Encoded | LostRow] = {}
+        read: dict[int, Conversation] = {}
+        for number, pair in enumerate(pairs):
             try:
-                read.append(self.row(mixture, pair))
+                read[number] = mixture.conversation(pair)
             except DataError as error:
-                read.append(lost(mixture.row_id(pair), error))
-        return read
+                fates[number] = lost(mixture.row_id(pair), error)
+        encoded = self.encoder.encode_all(list(read.values()), [int(pairs[number][0]) for number in read])
+        for number, row in zip(read, encoded, strict=True):
+            fates[number] = row if isinstance(row, Encoded) else lost(mixture.row_id(pairs[number]), row)
+        return [fates[number] for number in range(len(pairs))]
 
     def read(self, mixture: Mixture, pairs: Ints) -> Read:
         """Reads and encodes rows [n, 2], and loads their media."""

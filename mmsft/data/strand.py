@@ -1,7 +1,7 @@
 """The tokens of one thread while they are written, piece by piece, each with its weight in the loss."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -9,8 +9,8 @@ import numpy as np
 from mmsft.adapters.spec import Layout, Slots
 from mmsft.data import tree
 from mmsft.data.messages import Guard, Messages
-from mmsft.data.tokens import After
-from mmsft.types import Encoded, Media, Placed, Segment, Targets
+from mmsft.data.tokens import After, Tokenizer
+from mmsft.types import Encoded, Ints, Media, Placed, Segment, Targets
 
 _NO_TURN: Final = -1
 
@@ -23,6 +23,27 @@ class Credit(NamedTuple):
 
 
 CONTEXT: Final = Credit()
+
+
+@dataclass(slots=True)
+class Run:
+    """Neighbouring tokens of one credit.
+
+    Attributes:
+        credit: theirs.
+        ids: what they are, once `text` is tokenised.
+        text: what they say.
+        after: what that follows.
+        first: the credit of the first one where that differs.
+        start: where they begin, once all before them are tokenised.
+    """
+
+    credit: Credit
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    after: After = "start"
+    first: Credit | None = None
+    start: int = 0
 
 
 class Strand:
@@ -38,74 +59,95 @@ class Strand:
         self._messages = messages
         self._guard = guard
         self._slots = slots
-        self._ids: list[int] = []
-        self._credits: list[tuple[int, int, Credit]] = []
-        self._media: list[Placed] = []
+        self._runs: list[Run] = []
+        self._media: list[tuple[Media, list[Run]]] = []  # with their slots
         self._after: After = "start"
 
     def write(self, text: str, credit: Credit = CONTEXT, first: Credit | None = None) -> None:
         """Writes a stretch of rendered text; `first` is the credit of its first token where that differs."""
-        begin = len(self._ids)
+        begin = len(self._runs)
         for piece in self._messages.pieces(text):
             if isinstance(piece, Media):
                 self._place(piece)
             else:
                 self._say(*piece, credit)
-        if first is not None and begin < len(self._ids):
-            self._credits.append((begin, begin + 1, first))
+        if begin < len(self._runs):
+            self._runs[begin].first = first
 
     def tokens(self, ids: Sequence[int], credit: Credit = CONTEXT) -> None:
         """Writes tokens as they are; text that follows them is tokenised as if they weren't there."""
-        if credit is not CONTEXT:
-            self._credits.append((len(self._ids), len(self._ids) + len(ids), credit))
-        self._ids += ids
+        self._runs.append(Run(credit, list(ids)))
+
+    def waiting(self) -> list[Run]:
+        """Returns what isn't tokenised yet."""
+        return [run for run in self._runs if run.text and not run.ids]
 
     def encoded(self, id: str, source: int = 0, earlier: Sequence[Encoded] = ()) -> Encoded:
         """Returns the thread; what belongs to no turn and stands in an `earlier` thread already isn't learned again."""
-        ids = np.array(self._ids, np.int64)
-        weight, turn = np.zeros(len(ids), np.float32), np.full(len(ids), _NO_TURN)
-        for start, stop, credit in self._credits:
-            weight[start:stop], turn[start:stop] = credit
-        # The first token has nothing before it that could predict it.
-        weight[:1] = 0
+        tokenise(self._guard.tokenizer, (self,))
+        tokens: list[int] = []
+        for run in self._runs:
+            run.start = len(tokens)
+            tokens += run.ids
+        ids = np.array(tokens, np.int64)
         thread = Encoded(
             id=id,
             input_ids=ids,
             positions=np.arange(len(ids)),
             segments=(Segment(0, len(ids)),),
-            targets=_targets(ids, weight),
-            media=tuple(self._media),
+            targets=self._targets(ids),
+            media=tuple(Placed(media, _places(slots)) for media, slots in self._media),
             source=source,
         )
         if not earlier:
             return thread
         depth = max(tree.shared(thread, other) for other in earlier)
-        weight[:depth][turn[:depth] == _NO_TURN] = 0
-        return replace(thread, targets=_targets(ids, weight))
+        return replace(thread, targets=self._targets(ids, depth))
 
     def _say(self, text: str, literal: bool, credit: Credit) -> None:
-        tokenizer = self._guard.tokenizer
+        run = Run(credit, text=text, after=self._after)
+        if literal:
+            run.ids = self._guard.tokenizer.literal(text)
+        self._runs.append(run)
         # What follows a medium is tokenised as behind a placeholder token: so it is by the processors of other tools.
-        ids = tokenizer.literal(text) if literal else tokenizer.text(text, self._after)
-        self.tokens(ids, credit)
         self._after = "text"
 
     def _place(self, media: Media) -> None:
         """Writes a medium's slots and the text among them, none of it learned."""
-        slots: list[int] = []
+        slots: list[Run] = []
         for part in self._slots(media):
             if isinstance(part, Slots):
-                slots += range(len(self._ids), len(self._ids) + part.count)
-                self._ids += [0] * part.count
+                slots.append(Run(CONTEXT, [0] * part.count))
+                self._runs.append(slots[-1])
                 self._after = "token"
             else:
                 for text, literal in self._guard.split(part.text):
                     self._say(text, literal, CONTEXT)
-        self._media.append(Placed(media, np.array(slots, np.int64)))
+        self._media.append((media, slots))
+
+    def _targets(self, ids: Ints, known: int = 0) -> Targets:
+        """Returns what is learned; of the first `known` tokens only what belongs to a turn."""
+        weight = np.zeros(len(ids), np.float32)
+        for run in self._runs:
+            stop = run.start + len(run.ids)
+            if run.credit.weight:
+                weight[run.start : stop] = run.credit.weight
+            if run.credit.turn == _NO_TURN:
+                weight[run.start : min(stop, known)] = 0
+            if run.first is not None and run.ids:
+                weight[run.start] = run.first.weight
+        # The first token has nothing before it that could predict it.
+        weight[:1] = 0
+        at = (weight > 0).nonzero()[0]
+        return Targets(at - 1, ids[at], weight[at])
 
 
-def _targets(
-    ids: np.ndarray[tuple[int], np.dtype[np.int64]], weight: np.ndarray[tuple[int], np.dtype[np.float32]]
-) -> Targets:
-    at = np.flatnonzero(weight > 0)
-    return Targets(at - 1, ids[at], weight[at])
+def tokenise(tokenizer: Tokenizer, strands: Iterable[Strand]) -> None:
+    """Tokenises what was written to strands, all at once, which takes less time than one by one."""
+    waiting = [run for strand in strands for run in strand.waiting()]
+    for run, ids in zip(waiting, tokenizer.texts([(run.text, run.after) for run in waiting]), strict=True):
+        run.ids = ids
+
+
+def _places(slots: list[Run]) -> Ints:
+    return np.array([run.start + at for run in slots for at in range(len(run.ids))], np.int64)

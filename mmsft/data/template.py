@@ -3,12 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError
+from jinja2 import Environment, Template, TemplateError, TemplateSyntaxError
 from transformers.utils.chat_template_utils import _compile_jinja_template
 
 from mmsft.data.tokens import Tokenizer
@@ -203,10 +203,12 @@ def _shows(tokenizer: Tokenizer, messages: Sequence[Message], text: str, templat
         return False
 
 
+@lru_cache(maxsize=64)
 def _compiled(source: str) -> Template:
-    """Compiles a template in the sandbox of `transformers`, with its filters and functions; which keeps the result."""
-    template: Template = _compile_jinja_template(source)
-    return template
+    """Compiles a template in the sandbox of `transformers`, with its filters and functions."""
+    environment: Environment = _compile_jinja_template(source).environment
+    # With a plain dict of the globals: `from_string` makes a chain of two, which is copied slowly at each rendering.
+    return Template.from_code(environment, environment.compile(source), dict(environment.globals))
 
 
 def _with_json_arguments(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from transformers import PreTrainedTokenizerFast
@@ -23,6 +23,13 @@ class Ended(NamedTuple):
 
     content: str
     end: str
+
+
+class Lead(NamedTuple):
+    """A text behind which pieces are tokenised, and its ids, which are then cut off."""
+
+    text: str
+    ids: list[int]
 
 
 class Tokenizer:
@@ -50,10 +57,9 @@ class Tokenizer:
         tokens = list(added.values())
         self.added = tuple(sorted((token.content for token in tokens), key=len, reverse=True))
         self.special = tuple(sorted((token.content for token in tokens if token.special), key=len, reverse=True))
-        self._stop = next((token.content for token in tokens if token.special and not token.rstrip), "")
         self._added_ids = frozenset(added)
         self.normalizes = any(token.normalized for token in tokens) and self._backend.normalizer is not None
-        self._prefixes = any(self._plain(probe) != self._anchored(self._plain, probe) for probe in _PROBES)
+        self._leads = self._probe_leads([token.content for token in tokens if token.special and not token.rstrip])
         self.bos = self._default_bos()
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[PreTrainedTokenizerFast]]:
@@ -79,11 +85,16 @@ class Tokenizer:
 
     def text(self, text: str, after: After = "start") -> list[int]:
         """Returns the ids of a piece of a rendered conversation; control tokens in it become control tokens."""
-        if after == "start" or not self._prefixes:
-            return self._plain(text)
-        if after == "token" and self._stop:
-            return self._plain(self._stop + text)[1:]
-        return self._anchored(self._plain, text)
+        return self.texts([(text, after)])[0]
+
+    def texts(self, pieces: Sequence[tuple[str, After]]) -> list[list[int]]:
+        """Returns the ids of many pieces; a piece takes less time than with `text`, and no other one counts for it."""
+        leads = [self._leads[after] for _, after in pieces]
+        whole = self._all_plain([lead.text + text for lead, (text, _) in zip(leads, pieces, strict=True)])
+        return [
+            ids[len(lead.ids) :] if ids[: len(lead.ids)] == lead.ids else self._anchored(self._plain, text)
+            for lead, ids, (text, _) in zip(leads, whole, pieces, strict=True)
+        ]
 
     def reply(self, text: str) -> list[int]:
         """Returns the ids of what a model says after some text: nothing merges with that, no space is put before it."""
@@ -106,7 +117,7 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """Returns the text of ids from inside a sequence, control tokens and leading space included."""
-        if not self._prefixes:
+        if not self._leads["text"].text:
             return self._decoded(ids)
         before = self._plain(_ANCHORS[0])
         lead, text = self._decoded(before), self._decoded(before + list(ids))
@@ -129,9 +140,11 @@ class Tokenizer:
         return cuts or [Ended(reply, "")]
 
     def _plain(self, text: str) -> list[int]:
-        # Ids alone, without the offsets that `encode` also works out; one text never wakes the library's threads.
-        ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
-        return ids
+        return self._all_plain([text])[0]
+
+    def _all_plain(self, texts: list[str]) -> list[list[int]]:
+        # Ids alone, without the offsets that `encode_batch` also works out.
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
 
     def _spelled(self, text: str) -> list[int]:
         """Runs the tokenizer's steps, all but the search for added tokens."""
@@ -149,6 +162,14 @@ class Tokenizer:
             if before and ids[: len(before)] == before:
                 return ids[len(before) :]
         raise ConfigError(f"the tokenizer joins every trial text with {text[:40]!r}; mmsft can't use it")
+
+    def _probe_leads(self, controls: list[str]) -> dict[After, Lead]:
+        """Finds behind what a piece is tokenised, by what it follows."""
+        nothing = Lead("", [])
+        if all(self._plain(probe) == self._anchored(self._plain, probe) for probe in _PROBES):
+            return {"start": nothing, "text": nothing, "token": nothing}
+        text, *token = (Lead(lead, self._plain(lead)) for lead in (_ANCHORS[0], *controls[:1]))
+        return {"start": nothing, "text": text, "token": token[0] if token else text}
 
     def _decoded(self, ids: list[int]) -> str:
         text: str = self._backend.decode(ids, skip_special_tokens=False)

@@ -1,6 +1,6 @@
 """Threads joined into a tree of tokens, in which what they share stands once, and taken apart again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -35,8 +35,8 @@ def join(threads: Sequence[Encoded], apart: Apart = lambda media: False) -> Enco
         return threads[0]
     keys = _keys(threads, apart)
     root = _Node(-1, 0, 0)
-    for index in range(len(threads)):
-        _insert(root, keys, index)
+    for index, thread in enumerate(threads):
+        _insert(root, keys, index, thread.segments[-1].start)
     return _flat(root, threads, keys)
 
 
@@ -110,11 +110,16 @@ def _common(one: Ints, other: Ints) -> int:
     return int(different[0]) if len(different) else length
 
 
-def _insert(root: _Node, keys: list[Ints], index: int) -> None:
+def _insert(root: _Node, keys: list[Ints], index: int, reply: int) -> None:
+    """Adds a thread to a tree; from `reply` on it is a node of its own."""
     key, at, node = keys[index], 0, root
     while at < len(key):
         child = next((child for child in node.children if keys[child.thread][child.start] == key[at]), None)
         if child is None:
+            if at < reply:
+                child = _Node(index, at, reply)
+                node.children.append(child)
+                node, at = child, reply
             node.children.append(_Node(index, at, len(key)))
             return
         # A child begins as deep in its own thread as here: what is above it is shared.
@@ -138,7 +143,11 @@ def _flat(root: _Node, threads: Sequence[Encoded], keys: list[Ints]) -> Encoded:
         segments.append(Segment(start, start + node.end - node.start, parent))
         nodes.append(node)
         pending.extend((child, len(nodes) - 1) for child in reversed(node.children))
-    places = [_places(nodes, segments, key, keys) for key in keys]
+    children = {
+        (segment.parent, int(keys[node.thread][node.start])): index
+        for index, (node, segment) in enumerate(zip(nodes, segments, strict=True))
+    }
+    places = [_places(segments, children, key) for key in keys]
     first = threads[0]
     media = [
         Placed(placed.media, places[node.thread][placed.slots])
@@ -161,16 +170,12 @@ def _flat(root: _Node, threads: Sequence[Encoded], keys: list[Ints]) -> Encoded:
     )
 
 
-def _places(nodes: list[_Node], segments: list[Segment], key: Ints, keys: list[Ints]) -> Ints:
-    """Returns where each token of a thread lies in the tree."""
+def _places(segments: list[Segment], children: Mapping[tuple[int, int], int], key: Ints) -> Ints:
+    """Returns where each token of a thread lies in the tree; a child is found by its parent and its first key."""
     places = np.empty(len(key), np.int64)
     at, parent = 0, -1
     while at < len(key):
-        index = next(
-            index
-            for index, (node, segment) in enumerate(zip(nodes, segments, strict=True))
-            if segment.parent == parent and keys[node.thread][node.start] == key[at]
-        )
+        index = children[parent, int(key[at])]
         length = min(segments[index].end - segments[index].start, len(key) - at)
         places[at : at + length] = segments[index].start + np.arange(length)
         at, parent = at + length, index

@@ -81,9 +81,11 @@ def grow_vocabulary(decoder: PreTrainedModel, size: int, known: int) -> None:
     """
     embedding: Any = decoder.get_input_embeddings()
     if size > len(embedding.weight):
-        # Else a head of its own would be lost in a family whose configuration always says otherwise: T5's.
+        # T5's configuration always says that the head is tied; Flan-T5's own would be lost.
+        stated = decoder.config.tie_word_embeddings
         decoder.config.tie_word_embeddings = heads_tied(decoder)
         decoder.resize_token_embeddings(size, mean_resizing=False)
+        decoder.config.tie_word_embeddings = stated
     both: tuple[Any, Any] = decoder.get_input_embeddings(), decoder.get_output_embeddings()
     with torch.no_grad():
         for module in both:

@@ -173,6 +173,8 @@ class Run:
             counts = {what: int((pairs[:, 0] == number).sum()) for what, pairs in split.items()}
             used = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
             yield f"  data {source.name}: {used}, of {len(source.rows):,} rows, {source.config.format}"
+        if mixture.groups is not None:
+            yield f"  joined  rows that begin alike, in {mixture.groups.max() + 1:,} groups"
         for group in groups:
             count = sum(names[name].numel() for name in group.names)
             yield f"  learns  {group.pattern:<32} {count:>13,} parameters at {group.config.lr:g}"

@@ -181,7 +181,7 @@ def _stage(
     encoding = run.encoding(stage, packs=model.packs)
     if resumed is None and (start := starting_point(stage)):
         session.kept |= ckpt.restore_weights(start.path, model)
-    optimizer = _optimizer(session, stage, mixture)
+    optimizer = optimizer_of(session, stage, mixture)
     if resumed is not None:
         names = named_parameters(model)
         ckpt.restore_optimizer(resumed.path, optimizer, names)
@@ -219,7 +219,8 @@ def _stage(
     return books.state
 
 
-def _optimizer(session: Session, stage: StageConfig, mixture: Mixture) -> Optimizer:
+def optimizer_of(session: Session, stage: StageConfig, mixture: Mixture) -> Optimizer:
+    """Lets the stage's parts of the model learn and freezes the rest; returns the optimiser over them."""
     names = named_parameters(session.model)
     groups = select(names, stage.train)
     freeze(names, groups)

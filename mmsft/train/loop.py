@@ -162,7 +162,7 @@ def train(trainer: Trainer, data: Iterable[StepData], steps: int) -> Iterator[St
         lr = set_rate(trainer.optimizer, trainer.factor(item.number))
         torch.manual_seed(_seed(trainer.seed, item.number, trainer.ranks.rank))
         trainer.model.train()
-        weighed, sums = _backward(trainer, item)
+        weighed, sums = backward(trainer, item)
         norm = torch.nn.utils.clip_grad_norm_(parameters, trainer.clip or math.inf)
         fetch = trainer.ranks.fetch(torch.cat([norm.detach().reshape(1).to(sums.dtype), sums]))
         step = Step(item.number + 1, steps, lr, item, fetch)
@@ -182,7 +182,7 @@ def train(trainer: Trainer, data: Iterable[StepData], steps: int) -> Iterator[St
         check_finite(waiting)
 
 
-def _backward(trainer: Trainer, item: StepData) -> tuple[Callable[[], bool], Tensor]:
+def backward(trainer: Trainer, item: StepData) -> tuple[Callable[[], bool], Tensor]:
     """Accumulates the global step's gradient.
 
     Returns:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from typing import Final
+from typing import Final, TypeAlias
 
 import mmsft
 from mmsft.data.chat import ChatEncoder
@@ -23,11 +23,15 @@ from mmsft.data.script import Script
 from mmsft.noise import quiet_libraries
 from mmsft.types import Conversation, Media, Text, Turn
 
-BLOCK: Final = 50
+BLOCK: Final = 64
 """Conversations that one side encodes before it is the other's turn."""
 
 NO_LIMIT: Final = 1 << 20
 """Length of a thread at which no row is refused, so that both sides see all rows."""
+
+
+Side: TypeAlias = Callable[[Sequence[Conversation], list[str]], object]
+"""Makes tokens of conversations, given also as texts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +45,24 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """What one case gave; rates are conversations a second, the ratio is that of encoding to the tokenizer alone."""
+    """What one case gave.
+
+    Attributes:
+        case: its name.
+        conversations: how many.
+        tokens: how many, those that media take included.
+        tokenizer: conversations a second that the tokenizer alone makes.
+        single: those that `encode` makes, one by one.
+        together: those that `encode_all` makes.
+        ratio: of `encode_all` to the tokenizer alone; the issue asks for 0.85.
+    """
 
     case: str
     conversations: int
     tokens: int
     tokenizer: float
-    encoder: float
+    single: float
+    together: float
     ratio: float
 
 
@@ -56,7 +71,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1000, help="rows a case (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=9, help="rounds a case (default: %(default)s)")
-    parser.add_argument("--memory", type=int, default=0, metavar="N", help="also encode N different rows; see them grow")
+    parser.add_argument(
+        "--memory", type=int, default=0, metavar="N", help="also encode N different rows; see them grow"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     quiet_libraries()
@@ -67,11 +84,13 @@ def main() -> None:
     if options.json:
         print(json.dumps({"rates": [asdict(rate) for rate in rates], "grown_mib": grown}))
         return
-    print(f"{'case':<24}{'rows':>6}{'tokens':>9}{'tokenizer/s':>13}{'encoder/s':>11}{'ratio':>7}")
+    print(
+        f"{'conversations a second':<24}{'rows':>6}{'tokens':>9}{'tokenizer':>11}{'encode':>9}{'encode_all':>12}{'ratio':>7}"
+    )
     for rate in rates:
         print(
             f"{rate.case:<24}{rate.conversations:>6}{rate.tokens:>9}"
-            f"{rate.tokenizer:>13.0f}{rate.encoder:>11.0f}{rate.ratio:>7.2f}"
+            f"{rate.tokenizer:>11.0f}{rate.single:>9.0f}{rate.together:>12.0f}{rate.ratio:>7.2f}"
         )
     if grown is not None:
         print(f"the process's peak grew by {grown:.1f} MiB over {options.memory} different rows")
@@ -99,23 +118,32 @@ def demo_case(name: str, config: str, stage: int, rows: int) -> Case:
 
 def measure(case: Case, rounds: int) -> Rate:
     """Lets the tokenizer alone and the encoder take turns on the case."""
-    backend = case.encoder.tokenizer.hf.backend_tokenizer
-    blocks = [(block, [written(case.encoder, row) for row in block]) for block in blocks_of(case.conversations, BLOCK)]
-    tokens = sum(len(case.encoder.encode(row)) for row in case.conversations)
-    alone, ours = [0.0] * rounds, [0.0] * rounds
+    encoder, backend = case.encoder, case.encoder.tokenizer.hf.backend_tokenizer
+    blocks = [(block, [written(encoder, row) for row in block]) for block in blocks_of(case.conversations, BLOCK)]
+    tokens = sum(len(encoder.encode(row)) for row in case.conversations)
+    sides: dict[str, Side] = {
+        "tokenizer": lambda rows, texts: backend.encode_batch(texts, add_special_tokens=False),
+        "single": lambda rows, texts: [encoder.encode(row) for row in rows],
+        "together": lambda rows, texts: encoder.encode_all(rows, [0] * len(rows)),
+    }
+    took = {name: [0.0] * rounds for name in sides}
     for number in range(rounds):
-        for block, texts in blocks:
-            alone[number] += seconds(lambda texts=texts: backend.encode_batch(texts, add_special_tokens=False))
-            ours[number] += seconds(lambda block=block: [case.encoder.encode(row) for row in block])
-    count = len(case.conversations)
+        for turn, (rows, texts) in enumerate(blocks):
+            for name in rotated(list(sides), number + turn):
+                took[name][number] += seconds(sides[name], rows, texts)
     return Rate(
         case=case.name,
-        conversations=count,
+        conversations=len(case.conversations),
         tokens=tokens,
-        tokenizer=count / median(alone),
-        encoder=count / median(ours),
-        ratio=median(raw / whole for raw, whole in zip(alone, ours, strict=True)),
+        **{name: len(case.conversations) / median(times) for name, times in took.items()},
+        ratio=median(alone / ours for alone, ours in zip(took["tokenizer"], took["together"], strict=True)),
     )
+
+
+def rotated(names: Sequence[str], by: int) -> list[str]:
+    """Returns the names with another one first each time: who comes second finds the processor's caches filled."""
+    by %= len(names)
+    return [*names[by:], *names[:by]]
 
 
 def blocks_of(rows: Sequence[Conversation], size: int) -> list[Sequence[Conversation]]:
@@ -130,10 +158,10 @@ def written(encoder: ChatEncoder, conversation: Conversation) -> str:
     return "".join(piece[0] for piece in pieces if not isinstance(piece, Media))
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Returns how long some work took."""
+def seconds(side: Side, rows: Sequence[Conversation], texts: list[str]) -> float:
+    """Returns how long a side takes."""
     start = time.perf_counter()
-    work()
+    side(rows, texts)
     return time.perf_counter() - start
 
 

@@ -39,3 +39,28 @@ def test_the_chain_tells_the_rows_and_their_order() -> None:
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_step_may_span_several_epochs(rows: int) -> None:
     assert len(Order(0, rows).at(0, 10)) == 10
+
+
+@given(st.integers(0, 5), st.lists(st.integers(0, 9), min_size=1, max_size=40), st.integers(0, 2))
+def test_groups_stay_together_and_an_epoch_still_has_each_row_once(seed: int, drawn: list[int], epoch: int) -> None:
+    groups = np.unique(drawn, return_inverse=True)[1].astype(np.int64)
+    rows = Order(seed, len(drawn), groups).at(epoch * len(drawn), (epoch + 1) * len(drawn))
+    assert sorted(rows) == list(range(len(drawn)))
+    runs = [number for number, before in zip(groups[rows], [-1, *groups[rows]], strict=False) if number != before]
+    assert len(runs) == len(set(runs))
+
+
+def test_groups_and_the_rows_in_them_are_shuffled_anew_each_epoch() -> None:
+    groups = np.repeat(np.arange(10), 5)
+    order = Order(3, 50, groups)
+    epochs = [order.at(50 * epoch, 50 * (epoch + 1)) for epoch in range(3)]
+    assert len({tuple(groups[rows][::5]) for rows in epochs}) == 3
+    assert len({tuple(row for row in rows if groups[row] == 0) for rows in epochs}) > 1
+
+
+def test_large_groups_stand_anywhere() -> None:
+    groups = np.array([0] * 30 + list(range(1, 31)))
+    starts = [int(np.flatnonzero(groups[Order(seed, 60, groups).at(0, 60)] == 0)[0]) for seed in range(60)]
+    # Of 31 groups, the large one's place is drawn like any other's.
+    assert min(starts) < 5
+    assert max(starts) > 25

@@ -17,11 +17,8 @@ NO_TOWERS = MediaReader({})
 
 def sides(encoded: Encoded) -> list[tuple[list[int], list[int]]]:
     """Returns the ids of each prompt and reply."""
-    found = [(thread, *thread.segments) for thread in tree.threads(encoded)]
-    return [
-        (thread.input_ids[: prompt.end].tolist(), thread.input_ids[reply.start :].tolist())
-        for thread, prompt, reply in found
-    ]
+    threads = [(thread.segments[1].start, thread.input_ids.tolist()) for thread in tree.threads(encoded)]
+    return [(ids[:reply], ids[reply:]) for reply, ids in threads]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -144,3 +141,10 @@ def test_media_lie_in_prompts() -> None:
 def test_prompts_cannot_be_learned() -> None:
     with pytest.raises(ConfigError, match="learn: all learns prompts too"):
         encoder("t5", learn="all")
+
+
+def test_a_turn_that_branches_share_is_learned_once() -> None:
+    made = encoder("t5")
+    turns = (user("a"), assistant("b"), replace(user("c"), parent=1), assistant("d"), replace(user("e"), parent=1))
+    encoded = made.encode(conversation(*turns, assistant("f")))
+    assert [made.tokenizer.decode(reply) for _, reply in sides(encoded)] == [f"<pad>{said}{EOS}" for said in "bdf"]

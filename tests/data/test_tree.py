@@ -1,29 +1,19 @@
-import numpy as np
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsft.data.tree import join, shared, threads
-from mmsft.types import Encoded, Ints, Media, Placed, Segment, Targets
+from mmsft.data.tree import divide, join, shared, threads
+from mmsft.types import Encoded, Ints, Media
+from tests.data.chains import chain
+from tests.makers import Lab, picture, row, write_rows
 
 PICTURES = tuple(Media("image", f"{index}.png") for index in range(2))
 # A block is a token or a picture of three slots; few kinds, so that threads often begin alike.
 BLOCKS = st.lists(st.sampled_from([1, 2, 3, *PICTURES]), min_size=1, max_size=8)
-
-
-def chain(blocks: list[int | Media], learned: slice = slice(1, None)) -> Encoded:
-    ids: list[int] = []
-    media = []
-    for block in blocks:
-        if isinstance(block, Media):
-            media.append(Placed(block, np.arange(len(ids), len(ids) + 3)))
-            ids += [0, 0, 0]
-        else:
-            ids.append(block)
-    array = np.array(ids, np.int64)
-    at = np.arange(len(ids))[learned]
-    at = at[(array[at] != 0) & (at > 0)]
-    targets = Targets(at - 1, array[at], np.ones(len(at), np.float32))
-    return Encoded("r:1", array, np.arange(len(ids)), (Segment(0, len(ids)),), targets, tuple(media))
 
 
 def said(encoded: Encoded) -> tuple[list[int], list[tuple[Media, list[int]]]]:
@@ -89,3 +79,93 @@ def test_different_pictures_are_not_shared() -> None:
 def test_a_chain_stays_what_it_is() -> None:
     line = chain([1, 2, 3])
     assert join([line]) is line
+
+
+def below(media: Media) -> bool:
+    """The adapter of the first picture reads what is asked about it."""
+    return media == PICTURES[0]
+
+
+@given(st.lists(BLOCKS, min_size=1, max_size=5))
+def test_a_medium_whose_adapter_reads_the_question_is_never_shared(blocks: list[list[int | Media]]) -> None:
+    chains = [chain(line) for line in blocks]
+    tree = join(chains, below)
+    assert sorted(map(str, map(said, threads(tree)))) == sorted(map(str, map(said, kept(chains, below))))
+    asked = [placed for placed in tree.media if below(placed.media)]
+    assert len(asked) == sum(below(placed.media) for line in kept(chains, below) for placed in line.media)
+    one_slot_each = [slot for placed in tree.media for slot in placed.slots.tolist()]
+    assert len(set(one_slot_each)) == len(one_slot_each)
+
+
+def kept(chains: Sequence[Encoded], apart: Any) -> list[Encoded]:
+    """Returns the threads that aren't the beginning of another, and of equal ones the first."""
+    return [
+        line
+        for i, line in enumerate(chains)
+        if not any(
+            shared(line, other, apart) == len(line) and (len(line) < len(other) or j < i)
+            for j, other in enumerate(chains)
+            if j != i
+        )
+    ]
+
+
+def test_such_a_medium_stands_below_the_branch_point() -> None:
+    one, other = chain([1, 2, PICTURES[0], 3]), chain([1, 2, PICTURES[0], 4])
+    assert shared(one, other) == 5
+    assert shared(one, other, below) == 2
+    assert [(s.start, s.end, s.parent) for s in join([one, other], below).segments] == [
+        (0, 2, -1),
+        (2, 6, 0),
+        (6, 10, 0),
+    ]
+
+
+@given(st.lists(BLOCKS, min_size=1, max_size=6), st.integers(1, 30), st.booleans())
+def test_parts_of_a_divided_tree_hold_its_threads_and_targets_and_are_no_larger(
+    blocks: list[list[int | Media]], most: int, asks: bool
+) -> None:
+    apart = below if asks else (lambda media: False)
+    tree = join([chain(line) for line in blocks], apart)
+    parts = divide(tree, most, apart)
+    together = [thread for part in parts for thread in part]
+    assert list(map(said, together)) == list(map(said, threads(tree)))
+    assert sorted(pair for thread in together for pair in learned(thread, thread.positions)) == learned(
+        tree, tree.positions
+    )
+    for part in parts:
+        assert len(part) == 1 or len(join(part, apart)) <= most
+
+
+def test_a_tree_is_called_by_the_rows_in_it() -> None:
+    tree = join([chain([1, 2], name="a:1"), chain([1, 3], name="a:2"), chain([1, 4], name="a:1")])
+    assert tree.id == "a:1, a:2"
+
+
+def test_pictures_of_one_name_and_other_bytes_are_not_shared(tmp_path: Path) -> None:
+    lab = Lab.make(tmp_path, rows=3)
+    sources = []
+    for colour in ("red", "blue"):
+        picture(tmp_path / colour / "same.png", colour)
+        write_rows(tmp_path / f"{colour}.jsonl", [row(1, "same.png"), row(1, "same.png")])
+        sources.append(
+            {"path": str(tmp_path / f"{colour}.jsonl"), "format": "llava", "media_root": str(tmp_path / colour)}
+        )
+    recipe = lab.recipe() | {"sources": sources, "join": "shared_prefix"}
+    run = lab.run("out", [lab.stage(recipe=recipe, batch="4 examples", micro_batch="600 tokens")])
+    stage = run.config.stages[0]
+    mixture, encoding = run.mixture(stage.recipe), run.encoding(stage)
+    rows, loaded, lost = encoding.read(mixture, mixture.train)
+    assert not lost
+    trees = encoding.joined(list(rows.values()), [0] * 4)  # as if they stood together
+    assert [len(tree.media) for tree in trees] == [2]
+    [batch] = encoding.batches(trees, loaded)
+    pixels = batch.media["image"].groups[0].tensors["pixels"]
+    assert len(pixels) == 2
+    assert not pixels[0].equal(pixels[1])
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_pictures_in_rows_are_told_apart_by_their_bytes(same: bool) -> None:
+    lines = [chain([1, Media("image", data), 2]) for data in (b"one picture", b"one picture" if same else b"another")]
+    assert len(join(lines).media) == (1 if same else 2)

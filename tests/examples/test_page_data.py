@@ -19,6 +19,7 @@ from mmsft.data.formats.turns import SPEAKERS, WEIGHT_KEYS
 from mmsft.data.script import PrefixBroken
 from mmsft.data.template import SHIPPED, resolve_template
 from mmsft.data.tokens import Tokenizer
+from mmsft.data.tree import threads
 from mmsft.errors import DataError
 from mmsft.types import Conversation, Encoded
 from tests.data.conftest import byte_level
@@ -57,7 +58,11 @@ def encoder(template: str, **options: Any) -> ChatEncoder:
 
 
 def marked(tokenizer: Tokenizer, encoded: Encoded) -> str:
-    """Returns what the model reads, as `mmsft data show` marks it."""
+    """Returns what the model reads, thread by thread, as `mmsft data show` marks it."""
+    return "\n".join(_marked(tokenizer, thread) for thread in threads(encoded))
+
+
+def _marked(tokenizer: Tokenizer, encoded: Encoded) -> str:
     targets = zip(encoded.targets.position.tolist(), encoded.targets.weight.tolist(), strict=True)
     weights = {position + 1: weight for position, weight in targets}
     media = {
@@ -135,7 +140,8 @@ def test_the_page_lists_all_spellings(what: str, names: Iterable[str]) -> None:
 
 
 def test_the_recipes_of_the_page_are_recipes() -> None:
-    [mixture] = of_kind("recipe")
+    mixture, joined = of_kind("recipe")
+    assert RecipeConfig.model_validate(parse_yaml(joined.text)).join == "shared_prefix"
     recipe = parse_yaml(mixture.text)
     assert len(RecipeConfig.model_validate(recipe).sources) == 4
     held_out = of_kind("validation")

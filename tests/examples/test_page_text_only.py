@@ -1,5 +1,6 @@
 """What docs/text-only.md says is true: all of it runs, and each change changes what it says."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ from mmsft import load_run
 from mmsft.model.names import fresh, named_parameters
 from tests.examples.pages import run_page
 from tests.makers import lines, losses, tensors_of
+from tests.model.seq2seq import folder as encoder_decoder
 
 
 def test_the_page_on_text_runs(desk: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    encoder_decoder(desk / "google" / "flan-t5-small", "flan-t5")
     answer = run_page("text-only.md", monkeypatch)["answer"]
     assert 1 <= len(answer) <= 4
     said = capsys.readouterr().out
@@ -30,6 +33,10 @@ def test_the_page_on_text_runs(desk: Path, monkeypatch: pytest.MonkeyPatch, caps
 
     first, thrifty = ([loss for *_, loss in losses(runs / run)] for run in ("mood", "thrifty"))
     assert thrifty[0] == pytest.approx(first[0], rel=1e-2)  # bf16 sums in another order
+    assert json.loads((runs / "flan" / "hf" / "config.json").read_text())["architectures"] == [
+        "T5ForConditionalGeneration"
+    ]
+
     tokens = [line["tokens"] for line in lines(runs / "tokens" / "log.jsonl") if "tokens" in line]
     assert max(tokens) <= 100
     assert sum(tokens) >= 400 > sum(tokens[:-1])

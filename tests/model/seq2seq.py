@@ -48,14 +48,17 @@ def model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
         layers = {f"{side}_{what}": 2 for side in ("encoder", "decoder") for what in ("layers", "attention_heads")}
         widths = {"encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "max_position_embeddings": 256, "init_std": 0.3}
         ids = {"bos_token_id": hf.bos_token_id, "decoder_start_token_id": hf.eos_token_id}
-        bart = BartForConditionalGeneration(BartConfig(**sizes | layers | widths | ids | changes))
-        bart.final_logits_bias.normal_()
+        bart: PreTrainedModel = BartForConditionalGeneration(BartConfig(**sizes | layers | widths | ids | changes))
+        bart.get_buffer("final_logits_bias").normal_()
         return bart.eval()
     gates: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
     layers = {"num_layers": 2, "num_heads": 2, "d_kv": 8, "d_ff": 32, "decoder_start_token_id": hf.pad_token_id}
-    t5 = T5ForConditionalGeneration(T5Config(**sizes | layers | (gates if family == "flan-t5" else {}) | changes))
+    t5: PreTrainedModel = T5ForConditionalGeneration(
+        T5Config(**sizes | layers | (gates if family == "flan-t5" else {}) | changes)
+    )
     if family == "flan-t5":
-        t5.lm_head.weight = nn.Parameter(torch.randn_like(t5.lm_head.weight))
+        head: Any = t5.get_output_embeddings()
+        head.weight = nn.Parameter(torch.randn_like(head.weight))
     return t5.eval()
 
 

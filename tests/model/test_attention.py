@@ -1,6 +1,7 @@
 """Attention in packs against the same with one dense mask, and how packs are cut for it."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -18,13 +19,19 @@ SIZES = st.integers(1, 24)
 # Order of additions over at most 108 keys, in fp32.
 ROUNDING = 1e-5
 
+States = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values."""
+
 few = partial(settings, deadline=None)  # a busy machine is no defect
 
 
-def states(tokens: int, heads: int = 4, key_heads: int = 2, width: int = 8, value_width: int = 6) -> list[Tensor]:
+def states(tokens: int, heads: int = 4, key_heads: int = 2, width: int = 8, value_width: int = 6) -> States:
     drawn = torch.Generator().manual_seed(tokens)
-    shapes = (heads, width), (key_heads, width), (key_heads, value_width)
-    return [torch.randn(1, count, tokens, size, generator=drawn).requires_grad_() for count, size in shapes]
+
+    def draw(count: int, size: int) -> Tensor:
+        return torch.randn(1, count, tokens, size, generator=drawn).requires_grad_()
+
+    return draw(heads, width), draw(key_heads, width), draw(key_heads, value_width)
 
 
 def trees_of(segments: tuple[Segment, ...], size: int = 64) -> Trees:
@@ -76,7 +83,8 @@ def test_flex_attention_and_blocks_agree_on_a_pack_longer_than_a_block_of_either
 ) -> None:
     segments = forest([(150, 0), (30, 1), (40, 1), (90, 0), (20, 1), (7, 2)])
     # FlexAttention has no backward pass on the CPU.
-    inputs = [state.detach() for state in states(segments[-1].end, width=16)]
+    query, key, value = (state.detach() for state in states(segments[-1].end, width=16))
+    inputs = query, key, value
     trees, expected = trees_of(segments), dense(*inputs, dense_mask(segments, window), 0.8, softcap)
     close(trees.flex(*inputs, scale=0.8, window=window, softcap=softcap), expected)
     close(trees.attend(*inputs, scale=0.8, window=window, softcap=softcap), expected)
@@ -216,7 +224,7 @@ def test_the_scale_is_that_of_the_queries_width_where_none_is_given() -> None:
 
 def test_dropout_is_for_training() -> None:
     trees, inputs = trees_of((Segment(0, 9),)), states(9)
-    how = {"trees": trees, "dropout": 0.5}
+    how: dict[str, Any] = {"trees": trees, "dropout": 0.5}
     quiet = attend_by_trees(layer(), *inputs, None, **how)[0]
     assert torch.equal(quiet, attend_by_trees(layer(), *inputs, None, trees=trees)[0])
     assert not torch.equal(quiet, attend_by_trees(layer().train(), *inputs, None, **how)[0])

@@ -70,7 +70,6 @@ PACKED = {
                           (NO_WINDOW, {"query_pre_attn_scalar": 8})),
     "phi": Family({"partial_rotary_factor": 0.5}),
     "phi3": Family(WINDOW, (NO_WINDOW,)),
-    "phimoe": Family({**WINDOW, **EXPERTS}, (NO_WINDOW,)),
     "gpt2": Family({**GPT, "scale_attn_by_inverse_layer_idx": True}, ({"scale_attn_by_inverse_layer_idx": False},)),
     "gpt_bigcode": Family({**GPT, "multi_query": True}),
     "gpt_neox": Family({"use_parallel_residual": True}, ({"use_parallel_residual": False},)),
@@ -117,6 +116,7 @@ NOT_PACKED = {
               "1 of its 2 layers"),
     "llama4_text": (Family({**EXPERTS, "attention_chunk_size": 3, "intermediate_size_mlp": 48}), r"windows of \[3\]"),
     "lfm2": (Family({"layer_types": ["conv", "full_attention"]}), "1 of its 2 layers"),
+    "phimoe": (Family({**WINDOW, **EXPERTS}), r"windows of \[3\] tokens, its layers ask for none"),
     "minimax": (Family(EXPERTS), "1 of its 2 layers"),
     "xglm": (Family({"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 48}), "0 of its 2 layers"),
 }  # fmt: skip

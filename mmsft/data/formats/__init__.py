@@ -7,6 +7,7 @@ from mmsft.config.kinds import imported
 from mmsft.data.formats.alpaca import alpaca
 from mmsft.data.formats.llava import llava
 from mmsft.data.formats.messages import messages
+from mmsft.data.formats.openassistant import openassistant
 from mmsft.data.formats.sharegpt import sharegpt
 from mmsft.errors import ConfigError, suggest
 from mmsft.types import Conversation, Record
@@ -18,10 +19,11 @@ FORMATS: Final[Mapping[str, Format]] = {
     "alpaca": alpaca,
     "llava": llava,
     "messages": messages,
+    "openassistant": openassistant,
     "sharegpt": sharegpt,
 }
 
-__all__ = ["FORMATS", "Format", "alpaca", "format_named", "llava", "messages", "sharegpt"]
+__all__ = ["FORMATS", "Format", "alpaca", "format_named", "llava", "messages", "openassistant", "sharegpt"]
 
 
 def format_named(name: str) -> Format:

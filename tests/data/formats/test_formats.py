@@ -40,8 +40,16 @@ COLUMNS = {
     "tools": [{"name": "f"}],
     "chat_template_kwargs": {"a": 1},
 }
+ANSWERS = [
+    {"message_id": "c", "parent_id": "b", "role": "assistant", "text": "yes", "deleted": False, "replies": []},
+    {"message_id": "d", "parent_id": "b", "role": "assistant", "text": "no", "review_result": True},
+]
+OASST = {"message_id": "a", "parent_id": None, "role": "prompter", "text": "Who?", "replies": [
+    {"message_id": "e", "role": "assistant", "text": "me", "replies": [
+        {"message_id": "b", "role": "prompter", "text": "Sure?", "rank": 0, "replies": ANSWERS}]}]}  # fmt: skip
 ROWS: dict[str, dict[str, Any]] = {
     "messages": {"messages": CHAT, **COLUMNS},
+    "openassistant": {"message_tree_id": "a", "prompt": OASST},
     "sharegpt": {"conversations": CHAT, **COLUMNS},
     "llava": {"conversations": CHAT, **COLUMNS},
     "alpaca": {"instruction": "<image>", "input": "<image><touch>", "output": "A", "history": [["q", "a"]], **COLUMNS},

@@ -1,0 +1,177 @@
+"""Counts what a decoder isn't needed for: targets in their places, positions, and what towers encode."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmsft.data.chat import MARKER, ChatEncoder
+from mmsft.data.media_reader import MediaReader
+from mmsft.model.fusion import MultimodalModel
+from mmsft.model.modes import evaluating
+from mmsft.model.tower import Tower
+from mmsft.run.invariance import Check, distance
+from mmsft.types import PREVIOUS, Batch, Conversation, Media, MediaBatch
+
+
+def equal(what: str, reference: int, variant: int) -> Check:
+    """Compares two counts."""
+    return Check(what, reference, variant, abs(reference - variant), 0)
+
+
+def targets(encoder: ChatEncoder, conversations: Sequence[Conversation], batches: Sequence[Batch]) -> Iterator[Check]:
+    """Looks where targets stand, and whether what they say is what the assistant says.
+
+    Args:
+        encoder: of the conversations.
+        conversations: what the batches were made of.
+        batches: each of them holds all of the conversations.
+    """
+    rows = [encoder.encode(conversation) for conversation in conversations]
+    count = sum(len(row.targets) for row in rows)
+    for batch in batches:
+        how = "packed" if batch.pack else "padded"
+        yield equal(f"targets of the rows, and {how}", count, len(batch.targets.token))
+        yield equal(f"targets {how}, and that follow their position", count, int(_follows(batch).sum()))
+    if encoder.learn == "all":
+        plain = [row for row, conversation in zip(rows, conversations, strict=True) if _plain(conversation)]
+        learned = sum(len(row.targets) for row in plain)
+        yield equal(
+            "tokens of plain rows that have one before them, and targets", sum(map(len, plain)) - len(plain), learned
+        )
+        return
+    replies = [reply for conversation in conversations for reply in _replies(conversation, encoder)]
+    alone = [encoder.encode(reply).targets for reply in replies]
+    yield equal("targets of the replies one by one, and of the rows", sum(map(len, alone)), count)
+    right = _as_written(encoder, replies, [found.token.tolist() for found in alone])
+    yield equal("replies of the assistant, and learned as they are written", len(replies), right)
+
+
+def _follows(batch: Batch) -> Tensor:
+    """Tells for each target whether it is a token that follows its position in a thread."""
+    at, token, ids = batch.targets.at, batch.targets.token, batch.input_ids.flatten()
+    behind = torch.full((ids.numel() + 1,), -1)
+    if batch.pack is None:
+        width = batch.mask.shape[1]
+        # Behind a row's last token there is nothing.
+        inside = batch.mask[:, 1:] & batch.mask[:, :-1]
+        behind[:-1].view(-1, width)[:, :-1][inside] = batch.input_ids[:, 1:][inside]
+        return behind[at] == token
+    found = torch.zeros(len(at), dtype=torch.bool)
+    for segment in batch.pack.segments:
+        if segment.parent >= 0:
+            last = batch.pack.segments[segment.parent].end - 1
+            found |= (at == last) & (token == ids[segment.start])
+        behind[segment.start : segment.end - 1] = ids[segment.start + 1 : segment.end]
+    return found | (behind[at] == token)
+
+
+def _plain(conversation: Conversation) -> bool:
+    """Tells whether all of it is text in one thread, and weighs the same."""
+    turns = conversation.turns
+    return len(conversation.threads()) == 1 and all(turn.weight == 1 and not turn.media for turn in turns)
+
+
+def _replies(conversation: Conversation, encoder: ChatEncoder) -> Iterator[Conversation]:
+    """Yields for each learned turn the conversation that leads to it, in which nothing else is learned."""
+    seen: set[int] = set()
+    for path in conversation.threads():
+        speaks = [turn for turn in path if conversation.turns[turn].role == "assistant"]
+        learned = speaks[-1:] if encoder.learn == "completion" else speaks
+        for turn in learned:
+            if turn in seen or conversation.turns[turn].weight <= 0:
+                continue
+            seen.add(turn)
+            before = path[: path.index(turn) + 1]
+            turns = [replace(conversation.turns[index], parent=PREVIOUS) for index in before]
+            turns[:-1] = [replace(one, weight=0.0) if one.role == "assistant" else one for one in turns[:-1]]
+            yield replace(conversation, turns=tuple(turns))
+
+
+def _as_written(encoder: ChatEncoder, replies: Sequence[Conversation], learned: Sequence[list[int]]) -> int:
+    """Counts the replies of which that is learned which the assistant says, without regard to white space.
+
+    Behind it stands what the template ends a reply with: always the same.
+    """
+    right = 0
+    endings: Counter[str] = Counter()
+    for reply, ids in zip(replies, learned, strict=True):
+        turn, said = reply.turns[-1], _bare(encoder, ids)
+        text = turn.text.partition(MARKER)[2] if encoder.learn == "span" else turn.text
+        # As the tokenizer gives it back, which may write small letters only.
+        meant = _bare(encoder, encoder.tokenizer.reply(text.strip()))
+        if turn.media or turn.reasoning is not None or turn.tool_calls:
+            right += bool(turn.media) or meant in said
+        elif said.startswith(meant):
+            endings[said.removeprefix(meant)] += 1
+    return right + max(endings.values(), default=0)
+
+
+def _bare(encoder: ChatEncoder, ids: list[int]) -> str:
+    """Returns the text of ids without control tokens and white space."""
+    text = encoder.tokenizer.decode(ids)
+    for token in encoder.tokenizer.special:
+        text = text.replace(token, "")
+    return "".join(text.split())
+
+
+def positions(batch: Batch) -> Check:
+    """Compares each token's position with the number of tokens before it in its thread."""
+    if batch.pack is None:
+        counted = (batch.mask.long().cumsum(1) - 1)[batch.mask]
+        given = batch.positions[batch.mask]
+    else:
+        given = batch.positions[0]
+        counted = torch.zeros_like(given)
+        for segment in batch.pack.segments:
+            before = 0 if segment.parent < 0 else int(counted[batch.pack.segments[segment.parent].end - 1]) + 1
+            counted[segment.start : segment.end] = before + torch.arange(segment.end - segment.start)
+    how = "packed" if batch.pack else "padded"
+    return equal(f"tokens {how}, and that count their own thread", len(given), int((given == counted).sum()))
+
+
+@torch.no_grad()
+def towers(model: MultimodalModel, reader: MediaReader, batch: Batch) -> Iterator[Check]:
+    """Counts what the towers encode for a batch, and compares what fills its slots with each medium's own tokens."""
+    device = next(model.parameters()).device
+    batch = batch.map(lambda tensor: tensor.to(device))
+    encoded = dict.fromkeys(batch.media, 0)
+    with evaluating(model):
+        hooks = [_tower(model, name).encoder.register_forward_hook(_counting(encoded, name)) for name in batch.media]
+        filled = model.embed(batch).flatten(0, 1)
+        for hook in hooks:
+            hook.remove()
+        for name, media in batch.media.items():
+            used = [media.groups[use.group].keys[use.index] for use in media.uses]
+            yield equal(f"distinct {name} media, and encoded", len(set(used)), encoded[name])
+            alone = _alone(_tower(model, name), reader, media, device)
+            apart = distance(alone, filled[media.slots])
+            bound = 1e-5 if filled.dtype == torch.float32 else 2e-2
+            yield Check(f"{name} tokens", float(alone.norm()), float(filled[media.slots].norm()), apart, bound)
+
+
+def _tower(model: MultimodalModel, name: str) -> Tower:
+    tower = model.towers[name]
+    assert isinstance(tower, Tower)
+    return tower
+
+
+def _counting(encoded: dict[str, int], name: str) -> Any:
+    def note(module: Any, inputs: Any, output: Any) -> None:
+        encoded[name] += len(output.values)
+
+    return note
+
+
+def _alone(tower: Tower, reader: MediaReader, media: MediaBatch, device: torch.device) -> Tensor:
+    """Returns the tokens of a batch's media, each read and encoded by itself."""
+    known: dict[Media, Tensor] = {}
+    for medium in (media.groups[use.group].keys[use.index] for use in media.uses):
+        if medium not in known:
+            tensors = reader.modality(medium).collate([reader.load(medium)])
+            moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+            known[medium] = tower(moved, reader.grid(medium))[0]
+    return torch.cat([known[media.groups[use.group].keys[use.index]] for use in media.uses])

@@ -1,0 +1,261 @@
+"""Measures a step as training computes it, and compares what two ways to compute it give."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmsft.data.loader import StepData
+from mmsft.model.modes import evaluating
+from mmsft.model.names import named_parameters
+from mmsft.train.loop import Totals, Trainer, backward
+from mmsft.types import Batch
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Largest relative differences that rounding explains."""
+
+    loss: float
+    gradient: float
+
+
+BOUNDS: Final = {
+    # Sums in another order, over the tens of layers of a decoder.
+    torch.float32: Bounds(1e-5, 1e-4),
+    # As that, with 8 or 11 bits for each number in place of 24.
+    torch.bfloat16: Bounds(2e-2, 2e-1),
+    torch.float16: Bounds(4e-3, 4e-2),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Two numbers that should be one.
+
+    Attributes:
+        what: they are of. Of a ``gradient`` they are the norms over all that learns.
+        reference: the one.
+        variant: the other.
+        difference: between them: relative, or in whole numbers where things are counted. Of a gradient it is the norm
+            of the difference, ÷ the reference's norm, so that no more than it lies between the norms.
+        bound: the largest difference that passes.
+    """
+
+    what: str
+    reference: float
+    variant: float
+    difference: float
+    bound: float
+
+    @property
+    def ok(self) -> bool:
+        """Whether the difference is within its bound; one that isn't finite is not."""
+        return self.difference <= self.bound
+
+    def text(self) -> str:
+        """Returns the check for a terminal."""
+        compared = "=" if self.bound == 0 else "≤"
+        if self.bound == 0:
+            return f"{self.what} {self.reference:.0f} {'=' if self.ok else '≠'} {self.variant:.0f}"
+        compared = "≤" if self.ok else ">"
+        return (
+            f"{self.what} {self.reference:.7g} and {self.variant:.7g}, "
+            f"apart {self.difference:.1e} {compared} {self.bound:.0e}"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """What is the same however it is computed, with the numbers.
+
+    Attributes:
+        stage: of the run.
+        name: a word for it.
+        what: was compared.
+        checks: the numbers.
+        suspect: which part is wrong if one of them fails.
+        skipped: why nothing was compared, or None.
+        error: what came instead of a number, or None.
+    """
+
+    stage: str
+    name: str
+    what: str
+    checks: tuple[Check, ...] = ()
+    suspect: str = ""
+    skipped: str | None = None
+    error: str | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing speaks against it."""
+        return self.error is None and all(check.ok for check in self.checks)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the proof as JSON has it."""
+        values = {name: getattr(self, name) for name in ("stage", "name", "what", "skipped", "error")}
+        checks = [asdict(check) | {"ok": check.ok} for check in self.checks]
+        return values | {"ok": self.ok, "checks": checks, "suspect": None if self.ok else self.suspect}
+
+    def text(self) -> str:
+        """Returns the proof for a terminal."""
+        fate = "skip" if self.skipped else "pass" if self.ok else "FAIL"
+        lines = [f"  {fate}  {self.name:<14}{self.what}"]
+        lines += [f"          {text}" for text in (self.skipped, self.error) if text]
+        lines += [f"          {check.text()}" for check in self.checks]
+        return "\n".join(lines if self.ok else [*lines, f"          → {self.suspect}"])
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the model gave for each target, before any of it is summed.
+
+    Attributes:
+        nll: [N] −log p of the targets.
+        weight: [N] their weights.
+        pull: [N] the gradient of the step's loss in each of them.
+        batch: [N] the micro-batch that each was in.
+    """
+
+    nll: Tensor
+    weight: Tensor
+    pull: Tensor
+    batch: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A step's loss and gradient.
+
+    Attributes:
+        loss: Σ weight · nll ÷ Σ weight, as training has it.
+        gradient: by canonical name, of all that learns.
+        scored: what they were made from.
+    """
+
+    loss: float
+    gradient: Mapping[str, Tensor]
+    scored: Scored
+
+    @property
+    def grad_norm(self) -> float:
+        """Norm over all that learns."""
+        return _norm(self.gradient.values())
+
+
+@dataclass
+class _Watch:
+    """Notes what a model scores, and the gradient that comes back to it."""
+
+    nll: list[Tensor] = field(default_factory=list)
+    weight: list[Tensor] = field(default_factory=list)
+    pull: dict[int, Tensor] = field(default_factory=dict)
+
+    def note(self, module: nn.Module, inputs: tuple[Batch], output: Tensor) -> None:
+        number = len(self.nll)
+        self.nll.append(output.detach())
+        self.weight.append(inputs[0].targets.weight)
+        output.register_hook(lambda gradient: self.pull.update({number: gradient}))
+
+    def scored(self) -> Scored:
+        pull = [self.pull.get(number, torch.zeros_like(nll)) for number, nll in enumerate(self.nll)]
+        batch = [torch.full_like(nll, number) for number, nll in enumerate(self.nll)]
+        return Scored(*(torch.cat(each).double().cpu() for each in (self.nll, self.weight, pull, batch)))
+
+
+def measure(trainer: Trainer, step: StepData) -> Measured:
+    """Computes a step's loss and gradient by the loop's own code; dropout is off, and no weight moves."""
+    learning = {name: it for name, it in named_parameters(trainer.model).items() if it.requires_grad}
+    watch = _Watch()
+    hook = trainer.model.register_forward_hook(watch.note)
+    trainer.model.zero_grad(set_to_none=True)
+    try:
+        with evaluating(trainer.model):
+            _, totals = backward(trainer, step)
+    finally:
+        hook.remove()
+    found = Totals(0.0, *totals[: len(Totals._fields) - 1].tolist())
+    gradient = {name: torch.zeros_like(it) if it.grad is None else it.grad for name, it in learning.items()}
+    measured = Measured(
+        loss=found.loss_sum / found.loss_count if found.loss_count else float("nan"),
+        # Not on the device: several of them are compared, and training has room for one.
+        gradient={name: tensor.detach().cpu() for name, tensor in gradient.items()},
+        scored=watch.scored(),
+    )
+    trainer.model.zero_grad(set_to_none=True)
+    return measured
+
+
+def step_of(batches: Iterable[Batch]) -> StepData:
+    """Returns a step of these micro-batches."""
+    micro = tuple(batches)
+    return StepData(
+        number=0,
+        rows=np.zeros(0, np.int64),
+        micro=micro,
+        lost=(),
+        used=sum(len(batch.ids) for batch in micro),
+        weight=float(sum(batch.targets.weight.sum(dtype=torch.float64).item() for batch in micro)),
+        targets=sum(len(batch.targets.token) for batch in micro),
+        tokens=sum(int(batch.mask.sum()) for batch in micro),
+        spared=0,
+    )
+
+
+def compare(reference: Measured, variant: Measured, bounds: Bounds) -> tuple[Check, ...]:
+    """Compares losses and gradients."""
+    norm, other = reference.grad_norm, variant.grad_norm
+    between = _norm(reference.gradient[name] - variant.gradient[name] for name in reference.gradient)
+    return (
+        Check("loss", reference.loss, variant.loss, _apart(reference.loss, variant.loss), bounds.loss),
+        Check("gradient", norm, other, between / max(norm, 1e-30), bounds.gradient),
+    )
+
+
+def normalised(measured: Measured) -> tuple[Check, ...]:
+    """Compares a step's loss with Σ weight · nll ÷ Σ weight, and each target's part in it with weight ÷ Σ weight."""
+    scored = measured.scored
+    share = scored.weight / scored.weight.sum()
+    loss = float((share * scored.nll).sum())
+    apart = float((scored.pull - share).norm() / share.norm())
+    return (
+        Check("loss", loss, measured.loss, _apart(loss, measured.loss), 1e-5),  # summed in fp32
+        Check("pull of the targets", float(share.norm()), float(scored.pull.norm()), apart, 1e-5),
+    )
+
+
+def means(measured: Measured) -> float:
+    """Returns the mean of the micro-batches' means, which is what the loss must not be."""
+    scored = measured.scored
+    each = [scored.batch == number for number in scored.batch.unique()]
+    return float(torch.stack([(scored.nll * scored.weight)[of].sum() / scored.weight[of].sum() for of in each]).mean())
+
+
+@contextmanager
+def exact_convolutions() -> Iterator[None]:
+    """Keeps cuDNN from rounding the convolutions of fp32 to ten bits, which it does by default."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
+
+
+def distance(reference: Tensor, variant: Tensor) -> float:
+    """Returns the norm of the difference ÷ the reference's."""
+    between = (reference.double() - variant.double()).norm()
+    return float(between / reference.double().norm().clamp(min=1e-30))
+
+
+def _apart(one: float, other: float) -> float:
+    return abs(one - other) / max(abs(one), 1e-30)
+
+
+def _norm(tensors: Iterable[Tensor]) -> float:
+    return float(sum(tensor.double().square().sum().item() for tensor in tensors)) ** 0.5
