@@ -23,9 +23,6 @@ MARKER: Final = "<answer>"
 
 _PROBE: Final = "mmsft probe"
 
-_TOGETHER: Final = 64
-"""Conversations that are tokenised together: more take no less time each."""
-
 _In = ParamSpec("_In")
 _Out = TypeVar("_Out")
 
@@ -100,17 +97,13 @@ class ChatEncoder:
         Returns:
             For each what `encode` returns or raises.
         """
-        done: list[Encoded | DataError] = []
-        for start in range(0, len(conversations), _TOGETHER):
-            some = conversations[start : start + _TOGETHER]
-            drafts = [_tried(self._draft, conversation) for conversation in some]
-            written = [draft for draft in drafts if not isinstance(draft, DataError)]
-            tokenise(self.tokenizer, [strand for draft in written for thread in draft for strand in thread])
-            done += [
-                draft if isinstance(draft, DataError) else _tried(self._finished, conversation.id, draft, source)
-                for conversation, draft, source in zip(some, drafts, sources[start : start + _TOGETHER], strict=True)
-            ]
-        return done
+        drafts = [_tried(self._draft, conversation) for conversation in conversations]
+        written = [draft for draft in drafts if not isinstance(draft, DataError)]
+        tokenise(self.tokenizer, [strand for draft in written for thread in draft for strand in thread])
+        return [
+            draft if isinstance(draft, DataError) else _tried(self._finished, conversation.id, draft, source)
+            for conversation, draft, source in zip(conversations, drafts, sources, strict=True)
+        ]
 
     def prompt(self, conversation: Conversation) -> Encoded:
         """Returns the conversation up to where the assistant begins to speak, for inference; nothing is learned.
@@ -143,6 +136,14 @@ class ChatEncoder:
         closing = [self.tokenizer.reply(end or tail) for _, end in self.tokenizer.ends(tail) if end or not self.sides]
         # Text of several tokens could be the beginning of something else.
         return tuple({*self.tokenizer.end_ids, *(ids[0] for ids in closing if len(ids) == 1)})
+
+    @property
+    def exported_template(self) -> str:
+        """The template's text, by which other tools write the prompts that the model was trained on."""
+        if not self.sides:
+            return self.template.source
+        probe = Conversation("probe", (Turn("user", (Text(_PROBE),)),))
+        return self.sides.template(self.template.source, self._script(probe).render((0,), generate=True))
 
     def decode_reply(self, ids: list[int]) -> str:
         """Returns what the model said, without the white space that templates put around it."""

@@ -60,6 +60,18 @@ class Sides:
         strand.write(text)
         strand.tokens([] if text.rstrip().endswith(around.closing) else around.behind)
 
+    def template(self, source: str, prompt: str) -> str:
+        """Returns a chat template whose prompts are what the encoder reads; for tools that add nothing to them.
+
+        Args:
+            source: the template's text.
+            prompt: some prompt, as it writes it.
+        """
+        around = self.prompt
+        opening = "" if prompt.startswith(around.opening) else f"{{{{- {around.opening!r} }}}}"
+        closing = "" if prompt.rstrip().endswith(around.closing) else around.closing
+        return f"{opening}{source}{{%- if add_generation_prompt %}}{{{{- {closing!r} }}}}{{%- endif %}}"
+
     def begin(self, strand: Strand, credit: Credit = CONTEXT) -> None:
         """Writes what every reply begins with; an answer is written behind it."""
         strand.tokens([self.start])

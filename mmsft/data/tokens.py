@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from transformers import PreTrainedTokenizerFast
@@ -16,6 +16,9 @@ After: TypeAlias = Literal["start", "text", "token"]
 # are then cut off, doesn't get one. The first is a byte that no vocabulary merges with a neighbour.
 _ANCHORS: Final = ("\x1e", "\n", "^", "¤")
 _PROBES: Final = ("a", " a", "\n", "<")
+
+# Characters that are tokenised at once: what the library returns for a token is large.
+_AT_ONCE: Final = 1 << 18
 
 
 class Ended(NamedTuple):
@@ -143,8 +146,11 @@ class Tokenizer:
         return self._all_plain([text])[0]
 
     def _all_plain(self, texts: list[str]) -> list[list[int]]:
-        # Ids alone, without the offsets that `encode_batch` also works out.
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
+        ids: list[list[int]] = []
+        for some in _batches(texts):
+            # Ids alone, without the offsets that `encode_batch` also works out.
+            ids += [encoding.ids for encoding in self._backend.encode_batch_fast(some, add_special_tokens=False)]
+        return ids
 
     def _spelled(self, text: str) -> list[int]:
         """Runs the tokenizer's steps, all but the search for added tokens."""
@@ -178,6 +184,18 @@ class Tokenizer:
     def _default_bos(self) -> str:
         ids: Any = self.hf("a")["input_ids"]
         return str(self.hf.bos_token) if self.hf.bos_token_id is not None and ids[0] == self.hf.bos_token_id else ""
+
+
+def _batches(texts: list[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _AT_ONCE:
+            yield batch
+            batch, size = [], 0
+    yield batch
 
 
 def any_of(texts: Iterable[str]) -> str:

@@ -1,6 +1,6 @@
 """Attention in packs of trees: a token sees its ancestors and, causally, its own segment; nothing is padded.
 
-On the CPU each block of a tree meets the keys that it can see, and no others; there is never a mask of the whole pack.
+On the CPU a block of neighbours meets the path that leads to it and itself; there is never a mask of the whole pack.
 On CUDA FlexAttention skips what no query of a block can see; that back end was not run on a GPU, only compared on the
 CPU.
 """

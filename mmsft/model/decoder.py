@@ -69,9 +69,8 @@ def load_decoder(config: DecoderConfig, *, empty: bool = False) -> PreTrainedMod
     loaded: Any
     with loading(_WHAT, config.name):
         settings = AutoConfig.from_pretrained(source, **options)
-        # A configuration shared by two models shares its attention setting: each gets one of its own.
         how: dict[str, Any] = {
-            "config": copy.deepcopy(settings),
+            "config": settings,
             "dtype": getattr(torch, config.dtype),
             # What is missing or of another shape isn't made up, but refused below.
             "output_loading_info": True,

@@ -1,12 +1,10 @@
 """Finds what is wrong with a run before it trains."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import mean
 from typing import Any
-
-from torch import nn
 
 from mmsft.config import StageConfig
 from mmsft.data.ledger import LostRow
@@ -17,7 +15,7 @@ from mmsft.model.fusion import MultimodalModel
 from mmsft.model.names import named_parameters
 from mmsft.parallel import check_loggers
 from mmsft.run.load import Run, newest
-from mmsft.run.stages import refuse_idle_towers, refuse_other_settings
+from mmsft.run.stages import refuse_idle_towers, refuse_moving_positions, refuse_other_settings
 from mmsft.train import checkpoint as ckpt
 from mmsft.train.checkpoint import Checkpoint
 from mmsft.train.optim import idle_parts, select
@@ -79,7 +77,7 @@ def check(run: Run, rows: int = 200) -> Report:
         _collect(report, _starts(run, model, last))
     for stage in run.ahead(last):
         if model is not None:
-            _collect(report, _learning(run, stage, named_parameters(model)))
+            _collect(report, _learning(run, stage, model))
         _collect(report, _data(run, stage, rows))
     return report
 
@@ -156,7 +154,9 @@ def _loggers(run: Run) -> Iterator[tuple[str, str]]:
         yield "facts", f"loggers: {', '.join(run.config.loggers)}"
 
 
-def _learning(run: Run, stage: StageConfig, names: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, str]]:
+def _learning(run: Run, stage: StageConfig, model: MultimodalModel) -> Iterator[tuple[str, str]]:
+    refuse_moving_positions(model.decoder, stage)
+    names = named_parameters(model)
     groups = select(names, stage.train)
     for group in groups:
         count = sum(names[name].numel() for name in group.names)

@@ -1,5 +1,6 @@
 """Measures a step as training computes it, and compares what two ways to compute it give."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -59,7 +60,6 @@ class Check:
 
     def text(self) -> str:
         """Returns the check for a terminal."""
-        compared = "=" if self.bound == 0 else "≤"
         if self.bound == 0:
             return f"{self.what} {self.reference:.0f} {'=' if self.ok else '≠'} {self.variant:.0f}"
         compared = "≤" if self.ok else ">"
@@ -85,7 +85,7 @@ class Proof:
 
     stage: str
     name: str
-    what: str
+    what: str = ""
     checks: tuple[Check, ...] = ()
     suspect: str = ""
     skipped: str | None = None
@@ -258,4 +258,4 @@ def _apart(one: float, other: float) -> float:
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
-    return float(sum(tensor.double().square().sum().item() for tensor in tensors)) ** 0.5
+    return math.sqrt(sum(tensor.double().square().sum().item() for tensor in tensors))

@@ -162,7 +162,7 @@ def export_run(run_folder: Path, out: Path, checkpoint: str, rows: int = 4) -> E
     run = load_run(run_folder)
     assistant = open_run(run_folder, checkpoint)
     batches = _rows_to_compare(run, find_checkpoint(run, checkpoint).state.stage, rows)
-    template, stop_ids = assistant.encoder.template.source, assistant.encoder.stop_ids
+    template, stop_ids = assistant.encoder.exported_template, assistant.encoder.stop_ids
     return export_hf(assistant.model, run.tokenizer, template, batches, out, stop_ids)
 
 

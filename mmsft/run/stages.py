@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from torch.optim import Optimizer
+from transformers import PreTrainedModel
 
 from mmsft.assistant import Assistant
 from mmsft.config import StageConfig, dump_config
@@ -222,6 +223,7 @@ def _stage(
 def optimizer_of(session: Session, stage: StageConfig, mixture: Mixture) -> Optimizer:
     """Lets the stage's parts of the model learn and freezes the rest; returns the optimiser over them."""
     names = named_parameters(session.model)
+    refuse_moving_positions(session.model.decoder, stage)
     groups = select(names, stage.train)
     freeze(names, groups)
     learning = {name for group in groups for name in group.names}
@@ -229,6 +231,28 @@ def optimizer_of(session: Session, stage: StageConfig, mixture: Mixture) -> Opti
     session.kept |= learning
     skip_idle_lora(session.model.decoder)
     return build(names, groups, stage.optimizer)
+
+
+def refuse_moving_positions(decoder: PreTrainedModel, stage: StageConfig) -> None:
+    """Looks for rotary embeddings that follow the longest thread of a batch, and for threads long enough.
+
+    What is computed for a row then depends on its neighbours, in whatever framework.
+
+    Raises:
+        ConfigError: the decoder has such embeddings, and the recipe admits threads to which it matters.
+    """
+    settings = decoder.config.get_text_config()
+    rope = getattr(settings, "rope_parameters", None) or {}
+    for kind in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if kind.get("rope_type") not in ("dynamic", "longrope"):
+            continue
+        short = kind.get("original_max_position_embeddings") or settings.max_position_embeddings
+        if stage.recipe.length > short:
+            raise ConfigError(
+                f"stage {stage.name}: recipe.length: {stage.recipe.length} tokens; with its {kind['rope_type']} rotary "
+                f"embeddings {type(decoder).__name__} reads a thread otherwise beside one of more than "
+                f"{short} tokens: set length to {short} or less"
+            )
 
 
 def refuse_idle_towers(run: Run, stage: StageConfig, mixture: Mixture, learning: Collection[str]) -> None:

@@ -50,16 +50,17 @@ def model(family: str, seed: int = 0, **changes: Any) -> PreTrainedModel:
         ids = {"bos_token_id": hf.bos_token_id, "decoder_start_token_id": hf.eos_token_id}
         bart: PreTrainedModel = BartForConditionalGeneration(BartConfig(**sizes | layers | widths | ids | changes))
         bart.get_buffer("final_logits_bias").normal_()
-        return bart.eval()
+        bart.eval()
+        return bart
     gates: dict[str, Any] = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
     layers = {"num_layers": 2, "num_heads": 2, "d_kv": 8, "d_ff": 32, "decoder_start_token_id": hf.pad_token_id}
-    t5: PreTrainedModel = T5ForConditionalGeneration(
-        T5Config(**sizes | layers | (gates if family == "flan-t5" else {}) | changes)
-    )
+    settings = sizes | layers | (gates if family == "flan-t5" else {}) | changes
+    t5: PreTrainedModel = T5ForConditionalGeneration(T5Config(**settings))
     if family == "flan-t5":
         head: Any = t5.get_output_embeddings()
         head.weight = nn.Parameter(torch.randn_like(head.weight))
-    return t5.eval()
+    t5.eval()
+    return t5
 
 
 def folder(path: Path, family: str, **changes: Any) -> Path:

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
+from transformers import (
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    FSMTConfig,
+    FSMTForConditionalGeneration,
+    MarianMTModel,
+    MBartForConditionalGeneration,
+    PegasusForConditionalGeneration,
+)
 
 from mmsft.adapters import Mlp2xGelu
 from mmsft.config import DecoderConfig, LoraConfig, ModelConfig
@@ -59,7 +67,8 @@ def alike(ones: Sequence[Tensor], others: Sequence[Tensor]) -> None:
 def labels(family: str, replies: Sequence[str]) -> Tensor:
     hf: Any = tokenizer(family)
     padded = hf(text_target=list(replies), padding=True, return_tensors="pt")
-    return padded["input_ids"].masked_fill(padded["attention_mask"] == 0, -100)
+    learned: Tensor = padded["input_ids"].masked_fill(padded["attention_mask"] == 0, -100)
+    return learned
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -94,6 +103,25 @@ def test_replies_to_one_prompt_equal_rows_of_their_own_and_it_is_read_once(famil
     alike([shared, *gradients(shared, ours)], [apart, *gradients(apart, ours)])
 
 
+@pytest.mark.parametrize("kind", [MarianMTModel, MBartForConditionalGeneration, PegasusForConditionalGeneration])
+def test_embeddings_are_scaled_as_the_family_scales_its_own(kind: Any) -> None:
+    torch.manual_seed(0)
+    settings = model("bart").config.to_dict() | {"scale_embedding": True, "model_type": kind.config_class.model_type}
+    decoder = kind(kind.config_class(**settings)).eval()
+    batch = batch_of("bart", ROWS)
+    assert batch.prompts is not None
+    inputs = {"input_ids": batch.prompts.input_ids, "attention_mask": batch.prompts.mask.long()}
+    expected = decoder(**inputs, decoder_input_ids=batch.input_ids, decoder_attention_mask=batch.mask.long()).logits
+    alike([ready(decoder).logits(batch)[batch.mask]], [expected[batch.mask]])
+
+
+def test_a_family_that_takes_no_embeddings_is_refused() -> None:
+    sizes = {name: value for name, value in model("bart").config.to_dict().items() if name.startswith(("enc", "dec"))}
+    decoder = FSMTForConditionalGeneration(FSMTConfig(src_vocab_size=50, tgt_vocab_size=50, d_model=16, **sizes))
+    with pytest.raises(ConfigError, match="FSMTForConditionalGeneration can't be run on embeddings"):
+        MultimodalModel(decoder).find_head()
+
+
 def test_the_id_of_padding_decides_nothing() -> None:
     ours = ready(model("bart"))
     batch = batch_of("bart", ROWS)
@@ -117,7 +145,8 @@ def test_a_picture_in_a_prompt_is_read_by_the_encoder(family: str, tmp_path: Pat
     loaded = {red: reader.load(red)}
 
     def loss_of(rows: list[Encoded]) -> Tensor:
-        return ours(collate(rows, reader, loaded)).sum()
+        losses: Tensor = ours(collate(rows, reader, loaded))
+        return losses.sum()
 
     shared, apart = loss_of([row]), loss_of(tree.threads(row))
     alike([shared, *gradients(shared, ours)], [apart, *gradients(apart, ours)])
@@ -137,8 +166,8 @@ def config(path: Path, family: str, **decoder: Any) -> ModelConfig:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_generation_is_that_of_transformers(family: str) -> None:
-    ours, theirs = ready(model(family)), model(family)
-    hf: Any = tokenizer(family)
+    ours, hf = ready(model(family)), tokenizer(family)
+    theirs: Any = model(family)
     made = encoder(family)
     prompts = [made.prompt(Conversation("r:1", (Turn("user", (Text(prompt),)),))) for prompt, _ in ROWS]
     batch = collate(prompts, MediaReader({}), {}, side="left")
@@ -172,6 +201,7 @@ def test_lora_and_new_tokens_change_nothing_at_first_and_the_export_is_what_was_
     stir(ours, "lora_B", "new_input", "new_output")
     said = encoder(family).encode(talk("what", "the"))
     said.input_ids[1] = known  # the new token, in a prompt
+    said.input_ids[-2] = known  # and in a reply
     said.targets.token[0] = known
     batch = collate([said], MediaReader({}), {})
     exported = export_hf(ours, hf, TEMPLATE, [batch], tmp_path / "out")
@@ -186,7 +216,7 @@ def test_lora_and_new_tokens_change_nothing_at_first_and_the_export_is_what_was_
 
 
 def test_a_head_of_its_own_survives_new_rows() -> None:
-    decoder = model("flan-t5")
+    decoder: Any = model("flan-t5")
     before = decoder.lm_head.weight.detach().clone()
     size = len(before)
     grow_vocabulary(decoder, size + 3, size)

@@ -190,3 +190,13 @@ def test_a_broken_checkpoint_is_told_beside_the_rest(lab: Lab) -> None:
     assert len(found) == 2
     assert "damaged" in found[0]
     assert "is empty" in found[1]
+
+
+def test_threads_that_move_the_rotary_embeddings_of_their_neighbours_are_refused(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    lab = Lab.make(tmp_path, rope_parameters=rope)  # made for threads of 128 tokens
+    says = "stage align: recipe.length: 150 tokens; with its dynamic rotary embeddings LlamaForCausalLM"
+    assert says in problems_of(lab)
+    with pytest.raises(ConfigError, match="beside one of more than 128 tokens: set length to 128 or less"):
+        finish(lab.run("b"))
+    assert problems_of(lab, lab.stage(recipe=lab.recipe(length=128))) == ""

@@ -1,6 +1,5 @@
 """An encoder–decoder goes through a whole run as any other model does."""
 
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from mmsft.errors import ConfigError
 from mmsft.run import execute, load_run, open_run
 from mmsft.run.check import check
 from mmsft.types import Media
-from tests.makers import Lab, finish, lines, losses, weights
+from tests.makers import Lab, finish, lines, losses, weights, write_rows
 from tests.model.seq2seq import FAMILIES, folder
 
 
@@ -31,17 +30,9 @@ def lab_of(path: Path, family: str) -> Lab:
 
 def text_rows(lab: Lab) -> dict[str, Any]:
     """Eight prompts, three replies to each."""
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"What is {n // 3}?"},
-                {"role": "assistant", "content": f"it is {n}"},
-            ]
-        }
-        for n in range(24)
-    ]
-    file = lab.folder / "text.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    talks = [(("user", f"What is {n // 3}?"), ("assistant", f"it is {n}")) for n in range(24)]
+    rows = [{"messages": [{"role": role, "content": said} for role, said in talk]} for talk in talks]
+    file = write_rows(lab.folder / "text.jsonl", rows)
     return {"sources": [{"path": str(file), "format": "messages"}], "template": "plain", "length": 100}
 
 
@@ -76,9 +67,11 @@ def test_every_command_takes_an_encoder_decoder(
     assistant = open_run(run)
     loaded: Any = AutoModelForSeq2SeqLM.from_pretrained(run / "hf").eval()
     hf: Any = AutoTokenizer.from_pretrained(run / "hf")
-    asked = hf.apply_chat_template([{"role": "user", "content": "What is 1?"}], tokenize=False)
-    inputs = hf(asked.removeprefix(hf.bos_token or ""), return_tensors="pt")
     begun = torch.tensor([[loaded.config.decoder_start_token_id, *([hf.bos_token_id] if family == "bart" else [])]])
+    question = [{"role": "user", "content": "What is 1?"}]
+    inputs = hf.apply_chat_template(question, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    prompt = assistant.encoder.prompt(ask("What is 1?")).input_ids.tolist()
+    assert inputs["input_ids"].tolist() == [prompt[: -begun.shape[1]]]
     loaded.generation_config.forced_eos_token_id = None
     ids = loaded.generate(**inputs, decoder_input_ids=begun, max_new_tokens=6, do_sample=False)[0, begun.shape[1] :]
     said = hf.decode(ids, skip_special_tokens=True).strip()

@@ -351,7 +351,7 @@ def test_the_log_is_json_and_tells_what_a_step_was(lab: Lab) -> None:
     for line in (run.folder / "log.jsonl").read_text().splitlines():
         entry = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} isn't JSON"))
         assert entry["loss"] == pytest.approx(entry["loss_by_source"]["rows"])
-        numbers = {"stage", "step", "loss", "grad_norm", "targets", "tokens", "seconds"}
+        numbers = {"stage", "step", "loss", "grad_norm", "targets", "tokens", "spared", "seconds"}
         assert set(entry) == numbers | {"name", "loss_by_source", "lr", "order"}
 
 

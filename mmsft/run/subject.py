@@ -1,0 +1,188 @@
+"""What a stage is examined on: its model, one step on from where it starts, and its first rows."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import torch
+
+from mmsft.config import StageConfig
+from mmsft.data.collate import Loaded
+from mmsft.data.encoding import Encoding, Share
+from mmsft.data.loader import StepData, Steps, order_of
+from mmsft.data.mixture import Mixture
+from mmsft.data.tree import threads
+from mmsft.duration import Duration
+from mmsft.errors import DataError
+from mmsft.model.names import named_parameters
+from mmsft.objectives import sft
+from mmsft.run.invariance import BOUNDS, Bounds, Measured, measure
+from mmsft.run.load import starting_point
+from mmsft.run.stages import Session, optimizer_of
+from mmsft.train import checkpoint as ckpt
+from mmsft.train.loop import Trainer
+from mmsft.types import Conversation, Encoded, Ints
+
+_SEARCHED: Final = 64
+"""Rows among which those with media are looked for."""
+_ALL: Final = 2**40
+"""Tokens of a micro-batch that holds everything."""
+_FEWEST: Final = 3
+"""Rows that are taken however long they are."""
+
+
+@dataclass
+class Subject:
+    """A stage with the rows that stand for all of its rows.
+
+    Attributes:
+        session: the run, with the model.
+        stage: of the run.
+        encoding: of the stage.
+        mixture: these rows alone, as what is trained on.
+        conversations: of the rows.
+        rows: encoded.
+        plain: a row without media to stand beside rows that have some; None = none was found.
+        loaded: all of their media.
+    """
+
+    session: Session
+    stage: StageConfig
+    encoding: Encoding
+    mixture: Mixture
+    conversations: list[Conversation]
+    rows: list[Encoded]
+    plain: Encoded | None
+    loaded: Loaded
+
+    @property
+    def whole(self) -> Encoding:
+        """As training has it, all in one micro-batch."""
+        return replace(self.encoding, micro_tokens=_ALL)
+
+    @property
+    def padded(self) -> Encoding:
+        """Threads in place of trees, all in one micro-batch."""
+        return replace(self.whole, packs=False)
+
+    @property
+    def alone(self) -> Encoding:
+        """Each thread in a micro-batch of its own."""
+        return replace(self.padded, micro_tokens=1)
+
+    @property
+    def chains(self) -> list[Encoded]:
+        """The threads of all rows."""
+        return [thread for row in self.rows for thread in threads(row)]
+
+    def smaller(self, parts: int) -> Encoding:
+        """Returns an encoding that divides the rows among so many micro-batches, or more; if it can."""
+        room = max(*map(len, self.chains), sum(map(len, self.rows)) // parts)
+        return replace(self.encoding, micro_tokens=room)
+
+    def step(self, encoding: Encoding, share: Share | None = None) -> StepData:
+        """Returns the rows as a global step of training."""
+        size = Duration(len(self.rows), "examples")
+        return Steps(self.mixture, encoding, 0, size, len(self.rows), share or Share())[0]
+
+    @property
+    def bounds(self) -> Bounds:
+        """For computations in the precision in which the decoder is held."""
+        return BOUNDS[next(self.session.model.decoder.parameters()).dtype]
+
+    def trainer(self) -> Trainer:
+        """Lets the stage's parts of the session's model learn, and returns what its loop would need."""
+        return Trainer(
+            model=self.session.model,
+            optimizer=optimizer_of(self.session, self.stage, self.mixture),
+            objective=sft,
+            ranks=self.session.ranks,
+            factor=lambda step: 1.0,
+            seed=0,
+            sources=len(self.mixture.sources),
+            clip=None,
+        )
+
+
+def subject_of(session: Session, stage: StageConfig, tokens: int) -> Subject:
+    """Takes the first rows in training order that can be learned from, with media if the model has towers.
+
+    Args:
+        session: the run, with the model as the stage finds it; it then starts from its `init_from`, if it has one.
+        stage: of the run.
+        tokens: of the rows, padding included.
+
+    Raises:
+        DataError: none of the first rows can be learned from.
+    """
+    if start := starting_point(stage):
+        session.kept |= ckpt.restore_weights(start.path, session.model)
+    mixture = session.run.mixture(stage.recipe)
+    encoding = session.run.encoding(stage, packs=session.model.packs)
+    pairs, plain = _choose(session, stage, mixture, encoding, tokens)
+    read = encoding.read(mixture, pairs)
+    return Subject(
+        session=session,
+        stage=stage,
+        encoding=encoding,
+        mixture=_only(mixture, pairs),
+        conversations=[mixture.conversation(pair) for pair in pairs],
+        rows=list(read.rows.values()),
+        plain=plain,
+        loaded=read.loaded,
+    )
+
+
+def _choose(
+    session: Session, stage: StageConfig, mixture: Mixture, encoding: Encoding, tokens: int
+) -> tuple[Ints, Encoded | None]:
+    """Returns the rows (source, row), and one without media to stand beside them if they have some."""
+    first = order_of(mixture, session.run.order_seed(stage)).at(0, min(_SEARCHED, len(mixture.train)))
+    media: list[tuple[Ints, Encoded]] = []
+    plain: list[tuple[Ints, Encoded]] = []
+    for pair in mixture.train[first]:
+        for row in encoding.read(mixture, pair[None]).rows.values():
+            (media if row.media else plain).append((pair, row))
+        if _enough(media if session.model.towers else plain, tokens):
+            break
+    chosen, beside = (media, plain) if media else (plain, [])
+    if not chosen:
+        raise DataError(
+            f"stage {stage.name}: none of its first {len(first)} rows can be learned from; see `mmsft check`"
+        )
+    while _enough(chosen, tokens):
+        chosen.pop()
+    return np.stack([pair for pair, _ in chosen]), beside[0][1] if beside else None
+
+
+def _enough(rows: Sequence[tuple[Ints, Encoded]], tokens: int) -> bool:
+    return len(rows) > _FEWEST and len(rows) * max(len(row) for _, row in rows) > tokens
+
+
+def _only(mixture: Mixture, pairs: Ints) -> Mixture:
+    """Returns the mixture with these rows alone to train on."""
+    some = copy.copy(mixture)
+    some.train = pairs
+    if mixture.groups is not None:
+        group_of = dict(zip(map(tuple, mixture.train.tolist()), mixture.groups.tolist(), strict=True))
+        groups = [group_of[tuple(pair)] for pair in pairs.tolist()]
+        some.groups = np.unique(groups, return_inverse=True)[1]
+    return some
+
+
+@torch.no_grad()
+def step_on(trainer: Trainer, step: StepData) -> Measured:
+    """Moves what learns as Adam's first step does: by the learning rate, against the gradient's sign.
+
+    Returns:
+        The loss and the gradient before.
+    """
+    with torch.enable_grad():
+        found = measure(trainer, step)
+    rates = {id(p): group["peak"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    for name, parameter in named_parameters(trainer.model).items():
+        if name in found.gradient:
+            parameter -= rates[id(parameter)] * found.gradient[name].to(parameter.device).sign()
+    return found
