@@ -115,10 +115,7 @@ class Messages:
 
     def pieces(self, text: str) -> Iterator[Piece]:
         """Splits rendered text into text, literals and media."""
-        if not self._media and not self._literals:
-            yield text, False
-            return
-        for piece in _SPLIT.split(text):
+        for piece in _SPLIT.split(text) if self._media or self._literals else (text,):
             if not piece:
                 continue
             if piece in self._media:

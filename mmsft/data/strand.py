@@ -1,6 +1,6 @@
 """The tokens of one thread while they are written, piece by piece, each with its weight in the loss."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
 
@@ -53,12 +53,16 @@ class Strand:
         messages: knows what the characters in the text stand for.
         guard: with the tokenizer.
         slots: what a medium occupies.
+
+    Attributes:
+        waiting: what isn't tokenised yet.
     """
 
     def __init__(self, messages: Messages, guard: Guard, slots: Callable[[Media], Layout]) -> None:
         self._messages = messages
         self._guard = guard
         self._slots = slots
+        self.waiting: list[Run] = []
         self._runs: list[Run] = []
         self._media: list[tuple[Media, list[Run]]] = []  # with their slots
         self._after: After = "start"
@@ -78,13 +82,10 @@ class Strand:
         """Writes tokens as they are; text that follows them is tokenised as if they weren't there."""
         self._runs.append(Run(credit, list(ids)))
 
-    def waiting(self) -> list[Run]:
-        """Returns what isn't tokenised yet."""
-        return [run for run in self._runs if run.text and not run.ids]
-
     def encoded(self, id: str, source: int = 0, earlier: Sequence[Encoded] = ()) -> Encoded:
         """Returns the thread; what belongs to no turn and stands in an `earlier` thread already isn't learned again."""
-        tokenise(self._guard.tokenizer, (self,))
+        if self.waiting:
+            tokenise(self._guard.tokenizer, (self,))
         tokens: list[int] = []
         for run in self._runs:
             run.start = len(tokens)
@@ -108,6 +109,8 @@ class Strand:
         run = Run(credit, text=text, after=self._after)
         if literal:
             run.ids = self._guard.tokenizer.literal(text)
+        else:
+            self.waiting.append(run)
         self._runs.append(run)
         # What follows a medium is tokenised as behind a placeholder token: so it is by the processors of other tools.
         self._after = "text"
@@ -142,11 +145,13 @@ class Strand:
         return Targets(at - 1, ids[at], weight[at])
 
 
-def tokenise(tokenizer: Tokenizer, strands: Iterable[Strand]) -> None:
+def tokenise(tokenizer: Tokenizer, strands: Sequence[Strand]) -> None:
     """Tokenises what was written to strands, all at once, which takes less time than one by one."""
-    waiting = [run for strand in strands for run in strand.waiting()]
+    waiting = [run for strand in strands for run in strand.waiting]
     for run, ids in zip(waiting, tokenizer.texts([(run.text, run.after) for run in waiting]), strict=True):
         run.ids = ids
+    for strand in strands:
+        strand.waiting.clear()
 
 
 def _places(slots: list[Run]) -> Ints:
