@@ -230,6 +230,7 @@ class Encoded:
         targets: what is learned, positions into `input_ids`.
         media: media in the order of their slots.
         source: number of the recipe's source it comes from.
+        note: what the ledger is to say of how the row is used, or empty.
     """
 
     id: str
@@ -239,6 +240,7 @@ class Encoded:
     targets: Targets
     media: tuple[Placed, ...]
     source: int = 0
+    note: str = ""
 
     def __len__(self) -> int:
         return len(self.input_ids)

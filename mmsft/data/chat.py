@@ -1,14 +1,14 @@
 """From a conversation to tokens and targets: the prompt as inference tokenises it, each learned reply apart from it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Final, Literal, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Final, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
 from mmsft.adapters.spec import Layout
 from mmsft.data import tree
 from mmsft.data.messages import Guard, guard
-from mmsft.data.script import Reply, Script
+from mmsft.data.script import PrefixBroken, Reply, Script
 from mmsft.data.seq2seq import Sides, joined
 from mmsft.data.strand import CONTEXT, Credit, Strand, tokenise
 from mmsft.data.template import ChatTemplate
@@ -25,6 +25,13 @@ _PROBE: Final = "mmsft probe"
 
 _In = ParamSpec("_In")
 _Out = TypeVar("_Out")
+
+
+class _Draft(NamedTuple):
+    """A conversation's threads, a strand each, or two for an encoder–decoder: prompt and reply; and the row's note."""
+
+    threads: list[tuple[Strand, ...]]
+    note: str
 
 
 class TooLong(DataError):
@@ -99,7 +106,7 @@ class ChatEncoder:
         """
         drafts = [_tried(self._draft, conversation) for conversation in conversations]
         written = [draft for draft in drafts if not isinstance(draft, DataError)]
-        tokenise(self.tokenizer, [strand for draft in written for thread in draft for strand in thread])
+        tokenise(self.tokenizer, [strand for draft in written for thread in draft.threads for strand in thread])
         return [
             draft if isinstance(draft, DataError) else _tried(self._finished, conversation.id, draft, source)
             for conversation, draft, source in zip(conversations, drafts, sources, strict=True)
@@ -184,31 +191,51 @@ class ChatEncoder:
             f"{conversation.id}: assistant turn {index} is empty; give it text, or a weight of 0 to keep it as context"
         )
 
-    def _draft(self, conversation: Conversation) -> list[tuple[Strand, ...]]:
-        """Writes a conversation's threads; each is one strand, or for an encoder–decoder a prompt and its reply."""
+    def _draft(self, conversation: Conversation) -> _Draft:
+        """Writes a conversation's threads."""
         script = self._script(conversation)
         learned: set[int] = set()
         threads: list[tuple[Strand, ...]] = []
+        note = ""
         for path in conversation.threads():
             turns = self._learned(conversation, path)
             new = set(turns) - learned
             if self.sides:
                 threads += [self._answered(script, path, turn, self.sides) for turn in turns if turn in new]
-            elif new or self.learn == "all":
+            elif self.learn == "all":
                 threads.append((self._thread(script, path, turns, new),))
+            elif new:
+                written, broken = self._written(script, path, turns, new)
+                threads += written
+                note = note or broken
             learned |= new
-        return threads
+        return _Draft(threads, note)
 
-    def _finished(self, id: str, draft: Sequence[tuple[Strand, ...]], source: int) -> Encoded:
+    def _written(
+        self, script: Script, path: Sequence[int], turns: Sequence[int], new: set[int]
+    ) -> tuple[list[tuple[Strand, ...]], str]:
+        """Writes a path as one thread; if its template rewrites earlier turns, as one for each turn, and says so.
+
+        Thinking, say, is often left out of all turns but the last: each turn then is learned as inference would say it.
+        """
+        try:
+            return [(self._thread(script, path, turns, new),)], ""
+        except PrefixBroken as broken:
+            if len(turns) == 1:
+                raise
+            threads = [(self._thread(script, path, [turn], {turn}),) for turn in turns if turn in new]
+            return threads, f"{broken.what}; each of its learned turns runs as a thread of its own"
+
+    def _finished(self, id: str, draft: _Draft, source: int) -> Encoded:
         threads: list[Encoded] = []
-        for strand, *reply in draft:
+        for strand, *reply in draft.threads:
             thread = strand.encoded(id, source, threads if self.learn == "all" else ())
             threads.append(self._fitting(joined(thread, reply[0].encoded(id, source)) if reply else thread))
         if not any(len(thread.targets) for thread in threads):
             raise NothingToLearn(
                 f"{id}: nothing to learn with learn: {self.learn}; it takes an assistant turn with a weight above 0"
             )
-        return tree.join(threads)
+        return replace(tree.join(threads), note=draft.note)
 
     def _thread(self, script: Script, path: Sequence[int], turns: Sequence[int], new: set[int]) -> Strand:
         everything = self.learn == "all"

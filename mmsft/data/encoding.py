@@ -10,7 +10,7 @@ from torch import Tensor
 from mmsft.data import tree
 from mmsft.data.chat import ChatEncoder, NothingToLearn, TooLong
 from mmsft.data.collate import Loaded, collate, pack
-from mmsft.data.ledger import Fate, LostRow
+from mmsft.data.ledger import Entry, Fate
 from mmsft.data.media_reader import MediaReader
 from mmsft.data.mixture import Mixture
 from mmsft.data.pack import bins
@@ -60,7 +60,7 @@ class Read(NamedTuple):
 
     rows: dict[int, Encoded]
     loaded: Loaded
-    lost: list[LostRow]
+    lost: list[Entry]
 
 
 @dataclass
@@ -70,14 +70,14 @@ class Work:
     Attributes:
         micro: micro-batches.
         used: rows that are learned from.
-        lost: rows that can't be.
+        entries: lines for the ledger: rows that can't be, and how rows are used otherwise than one would think.
         tokens: that the model reads, padding not counted.
         spared: tokens that it needn't read, since rows share them.
     """
 
     micro: list[Batch] = field(default_factory=list)
     used: int = 0
-    lost: list[LostRow] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     tokens: int = 0
     spared: int = 0
 
@@ -106,9 +106,9 @@ class Encoding:
         """
         return self.encoder.encode(mixture.conversation(pair), source=int(pair[0]))
 
-    def rows(self, mixture: Mixture, pairs: Ints) -> list[Encoded | LostRow]:
+    def rows(self, mixture: Mixture, pairs: Ints) -> list[Encoded | Entry]:
         """Reads and encodes rows [n, 2]."""
-        fates: dict[int, Encoded | LostRow] = {}
+        fates: dict[int, Encoded | Entry] = {}
         read: dict[int, Conversation] = {}
         for number, pair in enumerate(pairs):
             try:
@@ -127,7 +127,7 @@ class Encoding:
         loaded, failed = self._load(encoded, encoded, mixture, pairs)
         fates = [failed.get(number, row) for number, row in enumerate(found)]
         kept = {number: row for number, row in enumerate(fates) if isinstance(row, Encoded)}
-        return Read(kept, loaded, [row for row in fates if isinstance(row, LostRow)])
+        return Read(kept, loaded, [row for row in fates if isinstance(row, Entry)])
 
     def work(self, mixture: Mixture, pairs: Ints, together: Sequence[int], share: Share) -> Work:
         """Reads some rows, divides them among the processes, and makes batches of this one's share.
@@ -147,13 +147,17 @@ class Encoding:
             if isinstance(row, Encoded):
                 encoded[number] = row
             elif number % share.ranks == share.rank:
-                work.lost.append(row)
+                work.entries.append(row)
         parts = self._parts(encoded, together, share.ranks)
         filled = bins([len(part.tree) for part in parts], self.micro_tokens, share.ranks)
         mine = [[parts[index] for index in found] for found in filled[share.rank :: share.ranks]]
         members = [member for some in mine for part in some for member in part.members]
         loaded, failed = self._load(encoded, dict.fromkeys(member.row for member in members), mixture, pairs)
-        work.lost += [failed[member.row] for member in members if member.first and member.row in failed]
+        for row in (member.row for member in members if member.first):
+            if row in failed:
+                work.entries.append(failed[row])
+            elif note := encoded[row].note:
+                work.entries.append(Entry(mixture.row_id(pairs[row]), "used", note))
         for some in mine:
             kept = [left for part in some if (left := self._without(part, failed))]
             work.micro += self.batches([part.tree for part in kept], loaded)
@@ -223,7 +227,7 @@ class Encoding:
         threads = [thread for member in members for thread in member.threads]
         return Part(tuple(members), tree.join(threads, self.reader.apart))
 
-    def _without(self, part: Part, failed: Mapping[int, LostRow]) -> Part | None:
+    def _without(self, part: Part, failed: Mapping[int, Entry]) -> Part | None:
         left = [member for member in part.members if member.row not in failed]
         if len(left) == len(part.members):
             return part
@@ -231,11 +235,11 @@ class Encoding:
 
     def _load(
         self, rows: Mapping[int, Encoded], wanted: Iterable[int], mixture: Mixture, pairs: Ints
-    ) -> tuple[dict[Media, Mapping[str, Tensor]], dict[int, LostRow]]:
+    ) -> tuple[dict[Media, Mapping[str, Tensor]], dict[int, Entry]]:
         """Loads all media of the wanted rows, each once; tells which rows have one that can't be loaded."""
         loaded: dict[Media, Mapping[str, Tensor]] = {}
         broken: dict[Media, DataError] = {}
-        failed: dict[int, LostRow] = {}
+        failed: dict[int, Entry] = {}
         for number in wanted:
             for placed in rows[number].media:
                 medium = placed.media
@@ -249,8 +253,8 @@ class Encoding:
         return loaded, failed
 
 
-def lost(row: str, error: DataError) -> LostRow:
+def lost(row: str, error: DataError) -> Entry:
     """Books a row that can't be learned from; modalities and templates don't know whose row they fail on."""
     fate: Fate = "dropped" if isinstance(error, TooLong | NothingToLearn) else "failed"
     reason = str(error)
-    return LostRow(row, fate, reason if row in reason else f"{row}: {reason}")
+    return Entry(row, fate, reason if row in reason else f"{row}: {reason}")

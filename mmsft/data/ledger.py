@@ -14,8 +14,14 @@ _ENOUGH = 100
 
 
 @dataclass(frozen=True, slots=True)
-class LostRow:
-    """A row that was not learned from: ``dropped`` by the recipe's rules, or ``failed`` to be read."""
+class Entry:
+    """A line of the ledger.
+
+    Attributes:
+        row: its id.
+        fate: ``dropped`` by the recipe's rules, or ``failed`` to be read; ``used`` where there is something to say.
+        reason: of the fate, or of how the row is used.
+    """
 
     row: str
     fate: Fate
@@ -36,13 +42,18 @@ class Ledger:
         self.budget = budget
         self.counts: Counter[str] = Counter(counts or {})
 
-    def add(self, used: int, lost: Sequence[LostRow]) -> None:
+    def add(self, used: int, entries: Sequence[Entry]) -> None:
         """Books the rows of one step.
+
+        Args:
+            used: rows that were learned from.
+            entries: of the others; what is said of used ones counts for nothing.
 
         Raises:
             DataError: more rows are lost than the budget allows, or all of the first hundred, or all that there are.
         """
         self.counts["used"] += used
+        lost = [entry for entry in entries if entry.fate != "used"]
         for row in lost:
             self.counts[row.fate] += 1
         so_far = self.counts["dropped"] + self.counts["failed"]
@@ -54,7 +65,7 @@ class Ledger:
             allowed = f"more than the recipe's budget of {self.budget:.2%} of {self._rows} rows"
             self._refuse(so_far, seen, allowed, lost[-1])
 
-    def _refuse(self, lost: int, seen: int, why: str, last: LostRow) -> NoReturn:
+    def _refuse(self, lost: int, seen: int, why: str, last: Entry) -> NoReturn:
         raise DataError(
             f"{lost} of {seen} rows seen are lost, {why}; the last one: {last.reason}\n"
             "ledger.jsonl in the run folder names each; mend or filter the rows, or raise the recipe's `budget`"

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmsft.data.encoding import Encoding, Share
-from mmsft.data.ledger import LostRow
+from mmsft.data.ledger import Entry
 from mmsft.data.mixture import Mixture
 from mmsft.data.order import Order
 from mmsft.duration import Duration
@@ -27,7 +27,7 @@ class StepData:
         number: counted from 0 at the stage's start.
         rows: all rows of the global step, as indices into the mixture's training rows.
         micro: micro-batches; at least one, if need be one without targets.
-        lost: rows of the share that can't be learned from.
+        entries: lines for the ledger, on rows of the share.
         used: rows of the share that are learned from.
         weight: sum of the target weights in `micro`.
         targets: number of targets in `micro`.
@@ -38,7 +38,7 @@ class StepData:
     number: int
     rows: Ints
     micro: tuple[Batch, ...]
-    lost: tuple[LostRow, ...]
+    entries: tuple[Entry, ...]
     used: int
     weight: float
     targets: int
@@ -107,7 +107,7 @@ class Steps(Dataset[StepData]):
             number=number,
             rows=rows,
             micro=micro,
-            lost=tuple(work.lost),
+            entries=tuple(work.entries),
             used=work.used,
             weight=float(sum(batch.targets.weight.sum(dtype=torch.float64).item() for batch in micro)),
             targets=sum(len(batch.targets.token) for batch in micro),
@@ -122,13 +122,13 @@ def order_of(mixture: Mixture, seed: int) -> Order:
 
 
 def held_out_batches(
-    mixture: Mixture, encoding: Encoding, pairs: Ints, lost: list[LostRow], rows: int = 64
+    mixture: Mixture, encoding: Encoding, pairs: Ints, entries: list[Entry], rows: int = 64
 ) -> Iterator[Batch]:
-    """Yields batches of held-out rows, a few rows at a time; those that can't be scored go to `lost`."""
+    """Yields batches of held-out rows, a few rows at a time; what the ledger is to say goes to `entries`."""
     for start in range(0, len(pairs), rows):
         some = pairs[start : start + rows]
         work = encoding.work(mixture, some, range(len(some)), Share())
-        lost += work.lost
+        entries += work.entries
         yield from work.micro
 
 

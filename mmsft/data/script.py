@@ -10,7 +10,18 @@ from mmsft.types import Conversation
 
 
 class PrefixBroken(DataError):
-    """The chat template writes a turn differently once another one follows, so training would differ from inference."""
+    """The chat template writes a turn differently once another one follows, so training would differ from inference.
+
+    Its arguments are what it does to which row, and what to do about it.
+    """
+
+    @property
+    def what(self) -> str:
+        """What the template does, and to which row."""
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return ". ".join(self.args)
 
 
 class Reply(NamedTuple):
@@ -174,6 +185,7 @@ class Script:
         old, new = (repr(self.messages.shown(text[max(0, at - 20) : at + 40])) for text in (before, after))
         return PrefixBroken(
             f"{self.conversation.id}: the chat template {self._template.name!r} doesn't keep what it wrote at turn "
-            f"{turn}: {old} becomes {new}. In training its tokens would not be those of inference; use learn: "
-            "completion, a variant of the template for training, or template_kwargs that turn thinking off"
+            f"{turn}: {old} becomes {new}",
+            "In training its tokens would not be those of inference; use a variant of the template for training, or "
+            "template_kwargs that turn thinking off",
         )

@@ -9,7 +9,7 @@ import numpy as np
 from mmsft.adapters.spec import Layout, Slots
 from mmsft.data import tree
 from mmsft.data.messages import Guard, Messages
-from mmsft.data.tokens import After, Tokenizer
+from mmsft.data.tokens import After
 from mmsft.types import Encoded, Ints, Media, Placed, Segment, Targets
 
 _NO_TURN: Final = -1
@@ -26,7 +26,7 @@ CONTEXT: Final = Credit()
 
 
 @dataclass(slots=True)
-class Run:
+class _Run:
     """Neighbouring tokens of one credit.
 
     Attributes:
@@ -53,18 +53,15 @@ class Strand:
         messages: knows what the characters in the text stand for.
         guard: with the tokenizer.
         slots: what a medium occupies.
-
-    Attributes:
-        waiting: what isn't tokenised yet.
     """
 
     def __init__(self, messages: Messages, guard: Guard, slots: Callable[[Media], Layout]) -> None:
         self._messages = messages
         self._guard = guard
         self._slots = slots
-        self.waiting: list[Run] = []
-        self._runs: list[Run] = []
-        self._media: list[tuple[Media, list[Run]]] = []  # with their slots
+        self._waiting: list[_Run] = []
+        self._runs: list[_Run] = []
+        self._media: list[tuple[Media, list[_Run]]] = []  # with their slots
         self._after: After = "start"
 
     def write(self, text: str, credit: Credit = CONTEXT, first: Credit | None = None) -> None:
@@ -80,12 +77,17 @@ class Strand:
 
     def tokens(self, ids: Sequence[int], credit: Credit = CONTEXT) -> None:
         """Writes tokens as they are; text that follows them is tokenised as if they weren't there."""
-        self._runs.append(Run(credit, list(ids)))
+        self._runs.append(_Run(credit, list(ids)))
+
+    def tokenise(self) -> None:
+        """Tokenises what was written until now, as `encoded` does if need be."""
+        for run in self._waiting:
+            run.ids = self._guard.tokenizer.text(run.text, run.after)
+        self._waiting.clear()
 
     def encoded(self, id: str, source: int = 0, earlier: Sequence[Encoded] = ()) -> Encoded:
         """Returns the thread; what belongs to no turn and stands in an `earlier` thread already isn't learned again."""
-        if self.waiting:
-            tokenise(self._guard.tokenizer, (self,))
+        self.tokenise()
         tokens: list[int] = []
         for run in self._runs:
             run.start = len(tokens)
@@ -106,21 +108,21 @@ class Strand:
         return replace(thread, targets=self._targets(ids, depth))
 
     def _say(self, text: str, literal: bool, credit: Credit) -> None:
-        run = Run(credit, text=text, after=self._after)
+        run = _Run(credit, text=text, after=self._after)
         if literal:
             run.ids = self._guard.tokenizer.literal(text)
         else:
-            self.waiting.append(run)
+            self._waiting.append(run)
         self._runs.append(run)
         # What follows a medium is tokenised as behind a placeholder token: so it is by the processors of other tools.
         self._after = "text"
 
     def _place(self, media: Media) -> None:
         """Writes a medium's slots and the text among them, none of it learned."""
-        slots: list[Run] = []
+        slots: list[_Run] = []
         for part in self._slots(media):
             if isinstance(part, Slots):
-                slots.append(Run(CONTEXT, [0] * part.count))
+                slots.append(_Run(CONTEXT, [0] * part.count))
                 self._runs.append(slots[-1])
                 self._after = "token"
             else:
@@ -145,14 +147,5 @@ class Strand:
         return Targets(at - 1, ids[at], weight[at])
 
 
-def tokenise(tokenizer: Tokenizer, strands: Sequence[Strand]) -> None:
-    """Tokenises what was written to strands, all at once, which takes less time than one by one."""
-    waiting = [run for strand in strands for run in strand.waiting]
-    for run, ids in zip(waiting, tokenizer.texts([(run.text, run.after) for run in waiting]), strict=True):
-        run.ids = ids
-    for strand in strands:
-        strand.waiting.clear()
-
-
-def _places(slots: list[Run]) -> Ints:
+def _places(slots: list[_Run]) -> Ints:
     return np.array([run.start + at for run in slots for at in range(len(run.ids))], np.int64)

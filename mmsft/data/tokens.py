@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from transformers import PreTrainedTokenizerFast
@@ -17,22 +17,11 @@ After: TypeAlias = Literal["start", "text", "token"]
 _ANCHORS: Final = ("\x1e", "\n", "^", "¤")
 _PROBES: Final = ("a", " a", "\n", "<")
 
-# Characters that are tokenised at once: what the library returns for a token is large.
-_AT_ONCE: Final = 1 << 18
-
-
 class Ended(NamedTuple):
     """A rendered reply: what is said, and the token that ends it, which is empty where none does."""
 
     content: str
     end: str
-
-
-class Lead(NamedTuple):
-    """A text behind which pieces are tokenised, and its ids, which are then cut off."""
-
-    text: str
-    ids: list[int]
 
 
 class Tokenizer:
@@ -60,9 +49,10 @@ class Tokenizer:
         tokens = list(added.values())
         self.added = tuple(sorted((token.content for token in tokens), key=len, reverse=True))
         self.special = tuple(sorted((token.content for token in tokens if token.special), key=len, reverse=True))
+        self._stop = next((token.content for token in tokens if token.special and not token.rstrip), "")
         self._added_ids = frozenset(added)
         self.normalizes = any(token.normalized for token in tokens) and self._backend.normalizer is not None
-        self._leads = self._probe_leads([token.content for token in tokens if token.special and not token.rstrip])
+        self._prefixes = any(self._plain(probe) != self._anchored(self._plain, probe) for probe in _PROBES)
         self.bos = self._default_bos()
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[PreTrainedTokenizerFast]]:
@@ -88,16 +78,11 @@ class Tokenizer:
 
     def text(self, text: str, after: After = "start") -> list[int]:
         """Returns the ids of a piece of a rendered conversation; control tokens in it become control tokens."""
-        return self.texts([(text, after)])[0]
-
-    def texts(self, pieces: Sequence[tuple[str, After]]) -> list[list[int]]:
-        """Returns the ids of many pieces; a piece takes less time than with `text`, and no other one counts for it."""
-        leads = [self._leads[after] for _, after in pieces]
-        whole = self._all_plain([lead.text + text for lead, (text, _) in zip(leads, pieces, strict=True)])
-        return [
-            ids[len(lead.ids) :] if ids[: len(lead.ids)] == lead.ids else self._anchored(self._plain, text)
-            for lead, ids, (text, _) in zip(leads, whole, pieces, strict=True)
-        ]
+        if after == "start" or not self._prefixes:
+            return self._plain(text)
+        if after == "token" and self._stop:
+            return self._plain(self._stop + text)[1:]
+        return self._anchored(self._plain, text)
 
     def reply(self, text: str) -> list[int]:
         """Returns the ids of what a model says after some text: nothing merges with that, no space is put before it."""
@@ -120,7 +105,7 @@ class Tokenizer:
 
     def decode(self, ids: list[int]) -> str:
         """Returns the text of ids from inside a sequence, control tokens and leading space included."""
-        if not self._leads["text"].text:
+        if not self._prefixes:
             return self._decoded(ids)
         before = self._plain(_ANCHORS[0])
         lead, text = self._decoded(before), self._decoded(before + list(ids))
@@ -143,13 +128,9 @@ class Tokenizer:
         return cuts or [Ended(reply, "")]
 
     def _plain(self, text: str) -> list[int]:
-        return self._all_plain([text])[0]
-
-    def _all_plain(self, texts: list[str]) -> list[list[int]]:
-        ids: list[list[int]] = []
-        for some in _batches(texts):
-            # Ids alone, without the offsets that `encode_batch` also works out.
-            ids += [encoding.ids for encoding in self._backend.encode_batch_fast(some, add_special_tokens=False)]
+        # Ids alone, without the offsets that `encode` also works out. A batch of one wakes none of the library's threads,
+        # which would hang in a data worker; a larger one takes no less time.
+        ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 
     def _spelled(self, text: str) -> list[int]:
@@ -169,14 +150,6 @@ class Tokenizer:
                 return ids[len(before) :]
         raise ConfigError(f"the tokenizer joins every trial text with {text[:40]!r}; mmsft can't use it")
 
-    def _probe_leads(self, controls: list[str]) -> dict[After, Lead]:
-        """Finds behind what a piece is tokenised, by what it follows."""
-        nothing = Lead("", [])
-        if all(self._plain(probe) == self._anchored(self._plain, probe) for probe in _PROBES):
-            return {"start": nothing, "text": nothing, "token": nothing}
-        text, *token = (Lead(lead, self._plain(lead)) for lead in (_ANCHORS[0], *controls[:1]))
-        return {"start": nothing, "text": text, "token": token[0] if token else text}
-
     def _decoded(self, ids: list[int]) -> str:
         text: str = self._backend.decode(ids, skip_special_tokens=False)
         return text
@@ -184,18 +157,6 @@ class Tokenizer:
     def _default_bos(self) -> str:
         ids: Any = self.hf("a")["input_ids"]
         return str(self.hf.bos_token) if self.hf.bos_token_id is not None and ids[0] == self.hf.bos_token_id else ""
-
-
-def _batches(texts: list[str]) -> Iterator[list[str]]:
-    batch: list[str] = []
-    size = 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= _AT_ONCE:
-            yield batch
-            batch, size = [], 0
-    yield batch
 
 
 def any_of(texts: Iterable[str]) -> str:

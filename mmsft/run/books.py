@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mmsft.data.ledger import Ledger, LostRow
+from mmsft.data.ledger import Entry, Ledger
 from mmsft.data.order import chain
 from mmsft.journal import Journal
 from mmsft.parallel import Ranks
@@ -62,22 +62,22 @@ class Books:
         if totals.failing:
             with self._ranks.together():
                 pass
-        lost = self._all(step.data.lost) if totals.lost else []
+        entries = self._all(step.data.entries) if totals.entries else []
         order = chain(self.state.order, step.data.rows)
         self.state = self.state.moved(step=step.number, tokens=self.state.tokens + step.tokens, order=order)
         with self._ranks.deferred():
             if self._ranks.main:
                 self._write(step)
-                self._note(lost, step.number, held_out=False)
-        self.ledger.add(int(totals.used), lost)
+                self._note(entries, step.number, held_out=False)
+        self.ledger.add(int(totals.used), entries)
         self.state = self.state.moved(ledger=dict(self.ledger.counts))
 
-    def _all(self, lost: Sequence[LostRow]) -> list[LostRow]:
-        """Returns the lost rows of all processes."""
-        return [row for share in self._ranks.gather(list(lost)) for row in share]
+    def _all(self, entries: Sequence[Entry]) -> list[Entry]:
+        """Returns those of all processes."""
+        return [entry for share in self._ranks.gather(list(entries)) for entry in share]
 
-    def _note(self, lost: Sequence[LostRow], step: int, held_out: bool) -> None:
-        for row in lost:
+    def _note(self, entries: Sequence[Entry], step: int, held_out: bool) -> None:
+        for row in entries:
             line = {"row": row.row, "fate": row.fate, "reason": row.reason, "held_out": held_out}
             self._ledger_file.write(self.state.stage, step, line)
 
@@ -110,29 +110,30 @@ class Books:
         numbers = {f"{self.state.name}/{name}": value for name, value in values.items() if math.isfinite(value)}
         self._ranks.track(numbers, self.state.before + self.state.step)
 
-    def evaluated(self, loss: float, lost: Sequence[LostRow], rows: int) -> bool:
+    def evaluated(self, loss: float, entries: Sequence[Entry], rows: int) -> bool:
         """Books a held-out loss after the last step; returns whether it is the stage's lowest so far.
 
         That of before the first step is only written down: there is no checkpoint that it belongs to.
 
         Args:
             loss: over the rows that can be scored; NaN if none has anything to score.
-            lost: this process's share of those that can't.
+            entries: this process's share of the lines for the ledger.
             rows: how many were to be scored.
 
         Raises:
             DataError: more rows are lost than the recipe's budget allows.
         """
         self.flush()
-        lost = self._all(lost)
+        entries = self._all(entries)
         number = loss if math.isfinite(loss) else None
         with self._ranks.deferred():
             if self._ranks.main:
-                self._note(lost, self.state.step, held_out=True)
+                self._note(entries, self.state.step, held_out=True)
                 line = {"name": self.state.name, "held_out_loss": number}
                 self._log.write(self.state.stage, self.state.step, line)
                 self._track({"held_out_loss": loss})
-        Ledger(rows, self.ledger.budget).add(rows - len(lost), lost)
+        lost = sum(entry.fate != "used" for entry in entries)
+        Ledger(rows, self.ledger.budget).add(rows - lost, entries)
         if not self.state.step:
             return False
         better = number is not None and (self.state.best is None or number < self.state.best)

@@ -7,7 +7,7 @@ from statistics import mean
 from typing import Any
 
 from mmsft.config import StageConfig
-from mmsft.data.ledger import LostRow
+from mmsft.data.ledger import Entry
 from mmsft.data.loader import order_of
 from mmsft.errors import Problems
 from mmsft.model.export import rehearsal_problem
@@ -179,7 +179,7 @@ def _rows(run: Run, stage: StageConfig, whole: str, pairs: Ints) -> Iterator[tup
     mixture = run.mixture(stage.recipe)
     encoding = run.encoding(stage)
     read: list[Encoded] = []
-    lost: list[LostRow] = []
+    lost: list[Entry] = []
     for start in range(0, len(pairs), 32):
         some = encoding.read(mixture, pairs[start : start + 32])
         read, lost = [*read, *some.rows.values()], lost + some.lost

@@ -101,9 +101,11 @@ class Report:
         told = f"{held} proofs hold, in {self.seconds:.0f} s"
         if self.ok:
             return told
-        first = self.failed[0]
         names = ", ".join(dict.fromkeys(proof.name for proof in self.failed))
-        return f"{told}; {len(self.failed)} fail: {names}\n"
+        first = self.failed[0]
+        return (
+            f"{told}; {len(self.failed)} fail: {names}\nbegin with {first.name}, stage {first.stage}: {first.suspect}"
+        )
 
 
 def doctor(run: Run, tell: Callable[[str], None] = lambda text: None, tokens: int = _TOKENS) -> Report:
@@ -225,7 +227,8 @@ class _Examination:
         rows = sorted(subject.rows, key=lambda row: row.source)
         trees = subject.whole.joined(rows, [row.source for row in rows])
         step = step_of(subject.whole.batches(trees, subject.loaded))
-        what = f"each thread by itself, and joined by their beginnings ({_tokens(subject.chains)} → {_tokens(trees)} tokens)"
+        saved = f"{_tokens(subject.chains)} → {_tokens(trees)} tokens"
+        what = f"each thread by itself, and all joined by what they begin with ({saved})"
         yield self._proof("trees", what, self._against(alone, step))
         step = step_of(subject.padded.batches(subject.rows, subject.loaded))
         yield self._proof("padding", "each thread by itself, and all padded on the right", self._against(alone, step))

@@ -198,7 +198,7 @@ def step_of(batches: Iterable[Batch]) -> StepData:
         number=0,
         rows=np.zeros(0, np.int64),
         micro=micro,
-        lost=(),
+        entries=(),
         used=sum(len(batch.ids) for batch in micro),
         weight=float(sum(batch.targets.weight.sum(dtype=torch.float64).item() for batch in micro)),
         targets=sum(len(batch.targets.token) for batch in micro),

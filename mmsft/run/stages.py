@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from mmsft.assistant import Assistant
 from mmsft.config import StageConfig, dump_config
 from mmsft.data.encoding import Encoding, Share
-from mmsft.data.ledger import Ledger, LostRow
+from mmsft.data.ledger import Entry, Ledger
 from mmsft.data.loader import Steps, held_out_batches, order_of, plan, read_steps
 from mmsft.data.mixture import Mixture
 from mmsft.errors import CheckpointError, ConfigError, DataError, MmsftError
@@ -307,7 +307,7 @@ def _evaluate(
     """Measures and books the held-out loss; returns whether it is the stage's lowest."""
     ranks, rows = session.ranks, stage.evaluate.rows if stage.evaluate else None
     pairs = mixture.held_out[:rows]
-    lost: list[LostRow] = []
+    lost: list[Entry] = []
     batches = held_out_batches(mixture, encoding, pairs[ranks.rank :: ranks.count], lost)
     loss = held_out_loss(session.model, batches, ranks, trainer.sources)
     return books.evaluated(loss, lost, len(pairs))

@@ -184,5 +184,5 @@ def step_on(trainer: Trainer, step: StepData) -> Measured:
     rates = {id(p): group["peak"] for group in trainer.optimizer.param_groups for p in group["params"]}
     for name, parameter in named_parameters(trainer.model).items():
         if name in found.gradient:
-            parameter -= rates[id(parameter)] * found.gradient[name].to(parameter.device).sign()
+            parameter.sub_(rates[id(parameter)] * found.gradient[name].to(parameter.device).sign())
     return found

@@ -29,7 +29,7 @@ class Totals(NamedTuple):
         grad_norm: of the gradient before clipping.
         weight: of all targets.
         used: rows that were learned from.
-        lost: rows that could not be.
+        entries: lines for the ledger.
         targets: learned tokens.
         tokens: that the model read, padding not counted.
         spared: tokens that it needn't read, since rows share them.
@@ -41,7 +41,7 @@ class Totals(NamedTuple):
     grad_norm: float
     weight: float
     used: float
-    lost: float
+    entries: float
     targets: float
     tokens: float
     spared: float
@@ -191,7 +191,7 @@ def backward(trainer: Trainer, item: StepData) -> tuple[Callable[[], bool], Tens
         source.
     """
     ranks = trainer.ranks
-    shares = (item.weight, item.used, len(item.lost), item.targets, item.tokens, item.spared, ranks.failing)
+    shares = (item.weight, item.used, len(item.entries), item.targets, item.tokens, item.spared, ranks.failing)
     # Filled in on the device: a copy from ordinary memory would wait for the step before.
     filled = [torch.full((), float(share), dtype=ranks.wide, device=ranks.device) for share in shares]
     counts = ranks.total(torch.stack(filled))

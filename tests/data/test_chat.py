@@ -1,13 +1,14 @@
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from mmsft.data.chat import ChatEncoder, NothingToLearn, TooLong
-from mmsft.data.script import PrefixBroken
 from mmsft.data.template import ChatTemplate, resolve_template
 from mmsft.data.tokens import Tokenizer
+from mmsft.data.tree import threads
 from mmsft.errors import DataError
 from mmsft.types import Conversation, ToolCall, Turn
 from tests.data.conftest import byte_level
@@ -127,11 +128,16 @@ def test_a_thread_that_is_too_long_is_refused_with_both_numbers(encoder: ChatEnc
         replace(encoder, length=length - 1).encode(dialogue(2))
 
 
-def test_a_template_that_rewrites_a_turn_is_refused_by_name(encoder: ChatEncoder) -> None:
+def test_turns_that_a_template_rewrites_run_as_threads_of_their_own_and_the_row_says_so(encoder: ChatEncoder) -> None:
     forgetful = with_template(encoder, FORGETFUL)
     talk = conversation(user("a"), assistant("b", reasoning="hm"), user("c"), assistant("d", reasoning="so"))
-    with pytest.raises(PrefixBroken, match=r"rows\.jsonl:7: the chat template 'mine.jinja' .* turn 1: .*<think>hm"):
-        forgetful.encode(talk)
+    encoded = forgetful.encode(talk)
+    first, second = threads(encoded)
+    assert learned(encoder, first) == "<think>hm</think>b<|im_end|>"
+    assert learned(encoder, second) == "<think>so</think>d<|im_end|>"
+    assert "<think>hm" not in encoder.tokenizer.decode(second.input_ids.tolist())
+    assert len(encoded) < len(first) + len(second)
+    assert re.search(r"rows\.jsonl:7: the chat template 'mine.jinja' .* turn 1: .*<think>hm.*of its own$", encoded.note)
     # The last reply is the one that inference would give, also with such a template.
     assert learned(encoder, replace(forgetful, learn="completion").encode(talk)) == "<think>so</think>d<|im_end|>"
 

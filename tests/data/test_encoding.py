@@ -133,7 +133,7 @@ def test_one_row_of_many_threads_is_divided_too_and_counted_once(tmp_path: Path)
 def test_a_broken_picture_loses_its_rows_once_and_no_other(run: Run, packs: bool, ranks: int) -> None:
     (run.folder.parent / "images" / f"{COLOURS[0]}.png").write_bytes(b"no picture")
     shares = [work(run, Share(rank, ranks), packs=packs) for rank in range(ranks)]
-    lost = sorted(entry.row for done in shares for entry in done.lost)
+    lost = sorted(entry.row for done in shares for entry in done.entries)
     assert lost == [f"asked.jsonl:{number}" for number in (1, 3, 5, 7)]
     assert sum(done.used for done in shares) == 6
     assert sum(learned(shares).values()) < sum(learned([apart(run)]).values()) * 2
@@ -143,5 +143,5 @@ def test_a_row_that_can_not_be_encoded_is_booked_by_one_rank(run: Run) -> None:
     file = run.folder.parent / "asked.jsonl"
     file.write_bytes(file.read_bytes().replace(b"Question 3", b"Question" + b"?" * 200))
     shares = [work(run, Share(rank, 3)) for rank in range(3)]
-    assert [(entry.row, entry.fate) for done in shares for entry in done.lost] == [("asked.jsonl:4", "dropped")]
+    assert [(entry.row, entry.fate) for done in shares for entry in done.entries] == [("asked.jsonl:4", "dropped")]
     assert sum(done.used for done in shares) == 9

@@ -1,11 +1,11 @@
 import pytest
 
-from mmsft.data.ledger import Fate, Ledger, LostRow
+from mmsft.data.ledger import Entry, Fate, Ledger
 from mmsft.errors import DataError
 
 
-def lost(count: int, fate: Fate = "failed") -> list[LostRow]:
-    return [LostRow(f"a.jsonl:{number}", fate, f"a.jsonl:{number}: broken") for number in range(1, count + 1)]
+def lost(count: int, fate: Fate = "failed") -> list[Entry]:
+    return [Entry(f"a.jsonl:{number}", fate, f"a.jsonl:{number}: broken") for number in range(1, count + 1)]
 
 
 def test_every_row_is_counted_once() -> None:

@@ -115,12 +115,13 @@ def test_the_page_shows_each_shipped_template() -> None:
     assert {*(block.name for block in of_kind("template")), "plain"} == set(SHIPPED)
 
 
-def test_a_template_that_drops_earlier_thinking_has_the_ways_out_of_the_page() -> None:
+def test_a_template_that_drops_earlier_thinking_learns_as_the_page_says() -> None:
     talk = dialogue(2)
-    with pytest.raises(PrefixBroken, match="use learn: completion, a variant of the template for training"):
-        encoder("qwen3").encode(talk)
-    assert len(encoder("qwen3", learn="completion").encode(talk).targets)
-    assert len(encoder("qwen3_training").encode(talk).targets)
+    assert len(threads(encoder("qwen3").encode(talk))) == 2
+    assert len(threads(encoder("qwen3", learn="completion").encode(talk))) == 1
+    assert len(threads(encoder("qwen3_training").encode(talk))) == 1
+    with pytest.raises(PrefixBroken, match="use a variant of the template for training"):
+        encoder("deepseek_r1_distill").encode(talk)
 
 
 @pytest.mark.parametrize("block", of_kind("refused"), ids=lambda block: str(block.name))

@@ -126,7 +126,7 @@ def test_a_step_in_which_nothing_can_be_learned_moves_nothing(bench: Bench) -> N
     full = steps[0]
     (bench.lab.folder / "rows.jsonl").write_text("broken")
     empty = steps[0]
-    assert (empty.used, len(empty.lost), empty.micro[0].ids) == (0, 8, ("(no row)",))
+    assert (empty.used, len(empty.entries), empty.micro[0].ids) == (0, 8, ("(no row)",))
     trainer = bench.trainer()
     trainer.optimizer.param_groups[0]["momentum"] = 0.9  # of the full step before
     running = train(trainer, [full, empty], 2)
