@@ -129,7 +129,9 @@ class Mixture:
             train, out = train[~drawn.held_out], train[drawn.held_out]
         self.train: Ints = train
         self.held_out: Ints = out[permutation(split.seed, 0, len(out))] if split else out
-        self.groups: Ints | None = group(self._beginning(pair) for pair in train) if recipe.join else None
+        self.groups: Ints | None = None
+        if recipe.join:
+            self.groups = group((self._beginning(pair) for pair in train), recipe.join_limit)
 
     def conversation(self, pair: Ints) -> Conversation:
         """Reads the row (source, row)."""

@@ -2,28 +2,25 @@
 
 import hashlib
 from collections.abc import Iterable
-from typing import Final
 
 import numpy as np
 
 from mmsft.types import Conversation, Ints, Media, Part, Turn
 
-MOST: Final = 64
-"""Rows in one group: more would fill whole steps with one picture."""
 
-
-def group(beginnings: Iterable[bytes | None]) -> Ints:
-    """Returns a group's number for each row: equal for rows that begin alike, up to `MOST` of them.
+def group(beginnings: Iterable[bytes | None], most: int) -> Ints:
+    """Returns a group's number for each row: equal for rows that begin alike.
 
     Args:
         beginnings: what `beginning` says of each row; None = it can't be read, and is by itself.
+        most: rows in one group; what is left makes others.
     """
     known: dict[bytes, tuple[int, int]] = {}
     numbers: list[int] = []
     count = 0
     for key in beginnings:
         number, members = known.get(key, (count, 0)) if key is not None else (count, 0)
-        if members == MOST:
+        if members == most:
             number, members = count, 0
         count = max(count, number + 1)
         numbers.append(number)

@@ -108,13 +108,13 @@ class Strand:
         return replace(thread, targets=self._targets(ids, depth))
 
     def _say(self, text: str, literal: bool, credit: Credit) -> None:
+        # What follows a medium is tokenised as behind a placeholder token: so it is by the processors of other tools.
         run = _Run(credit, text=text, after=self._after)
         if literal:
             run.ids = self._guard.tokenizer.literal(text)
         else:
             self._waiting.append(run)
         self._runs.append(run)
-        # What follows a medium is tokenised as behind a placeholder token: so it is by the processors of other tools.
         self._after = "text"
 
     def _place(self, media: Media) -> None:

@@ -17,6 +17,7 @@ After: TypeAlias = Literal["start", "text", "token"]
 _ANCHORS: Final = ("\x1e", "\n", "^", "¤")
 _PROBES: Final = ("a", " a", "\n", "<")
 
+
 class Ended(NamedTuple):
     """A rendered reply: what is said, and the token that ends it, which is empty where none does."""
 
@@ -128,8 +129,8 @@ class Tokenizer:
         return cuts or [Ended(reply, "")]
 
     def _plain(self, text: str) -> list[int]:
-        # Ids alone, without the offsets that `encode` also works out. A batch of one wakes none of the library's threads,
-        # which would hang in a data worker; a larger one takes no less time.
+        # Ids alone, without the offsets that `encode` also works out. A batch of one wakes none of the library's
+        # threads, which could hang in a data worker; a larger one takes no less time.
         ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 

@@ -1,7 +1,7 @@
 """Counts what a decoder isn't needed for: targets in their places, positions, and what towers encode."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,20 +22,21 @@ def equal(what: str, reference: int, variant: int) -> Check:
     return Check(what, reference, variant, abs(reference - variant), 0)
 
 
-def targets(encoder: ChatEncoder, conversations: Sequence[Conversation], batches: Sequence[Batch]) -> Iterator[Check]:
+def targets(
+    encoder: ChatEncoder, conversations: Sequence[Conversation], batches: Mapping[str, Batch]
+) -> Iterator[Check]:
     """Looks where targets stand, and whether what they say is what the assistant says.
 
     Args:
         encoder: of the conversations.
         conversations: what the batches were made of.
-        batches: each of them holds all of the conversations.
+        batches: by what they are called; each of them holds all of the conversations.
     """
     rows = [encoder.encode(conversation) for conversation in conversations]
     count = sum(len(row.targets) for row in rows)
-    for batch in batches:
-        how = "packed" if batch.pack else "padded"
-        yield equal(f"targets of the rows, and {how}", count, len(batch.targets.token))
-        yield equal(f"targets {how}, and that follow their position", count, int(_follows(batch).sum()))
+    for name, batch in batches.items():
+        yield equal(f"targets of the rows, and in {name}", count, len(batch.targets.token))
+        yield equal(f"targets in {name}, and that follow their position", count, int(_follows(batch).sum()))
     if encoder.learn == "all":
         plain = [row for row, conversation in zip(rows, conversations, strict=True) if _plain(conversation)]
         learned = sum(len(row.targets) for row in plain)
@@ -118,7 +119,7 @@ def _bare(encoder: ChatEncoder, ids: list[int]) -> str:
     return "".join(text.split())
 
 
-def positions(batch: Batch) -> Check:
+def positions(name: str, batch: Batch) -> Check:
     """Compares each token's position with the number of tokens before it in its thread."""
     if batch.pack is None:
         counted = (batch.mask.long().cumsum(1) - 1)[batch.mask]
@@ -129,8 +130,7 @@ def positions(batch: Batch) -> Check:
         for segment in batch.pack.segments:
             before = 0 if segment.parent < 0 else int(counted[batch.pack.segments[segment.parent].end - 1]) + 1
             counted[segment.start : segment.end] = before + torch.arange(segment.end - segment.start)
-    how = "packed" if batch.pack else "padded"
-    return equal(f"tokens {how}, and that count their own thread", len(given), int((given == counted).sum()))
+    return equal(f"tokens in {name}, and that count their own thread", len(given), int((given == counted).sum()))
 
 
 @torch.no_grad()

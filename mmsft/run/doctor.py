@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import starmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
@@ -36,7 +37,7 @@ from mmsft.train import checkpoint as ckpt
 from mmsft.train.checkpoint import State
 from mmsft.types import Conversation, Encoded, Text, Turn
 
-_TOKENS: Final = 1024
+_TOKENS: Final = 768
 """Of the rows of a stage, padding included."""
 _MADE_UP: Final = Conversation(
     "a made-up row",
@@ -207,11 +208,15 @@ class _Examination:
     def _counted(self) -> Iterator[Proof]:
         """Yields what needs no decoder."""
         subject = self._of
-        encodings = [subject.whole, subject.padded] if subject.session.model.packs else [subject.whole]
-        batches = [batch for encoding in encodings for batch in encoding.batches(subject.rows, subject.loaded)]
+        [batch] = subject.step(subject.whole).micro
+        batches = {"padded threads": batch}
+        if batch.pack:
+            [joined] = subject.whole.batches(subject.trees, subject.loaded)
+            [padded] = subject.padded.batches(subject.rows, subject.loaded)
+            batches = {"a pack": batch, "trees": joined, "padded threads": padded}
         checks = counts.targets(subject.encoding.encoder, subject.conversations, batches)
         yield self._proof("targets", "each follows its position, and they say what the assistant says", checks)
-        yield self._proof("positions", "each counts its own thread", map(counts.positions, batches))
+        yield self._proof("positions", "each counts its own thread", starmap(counts.positions, batches.items()))
         if not any(row.media for row in subject.rows):
             yield self._skip("towers", "there are no media")
             return
@@ -224,10 +229,8 @@ class _Examination:
     def _shapes(self, alone: Measured) -> Iterator[Proof]:
         """Yields the comparisons of threads by themselves with all in one batch of some form."""
         subject = self._of
-        rows = sorted(subject.rows, key=lambda row: row.source)
-        trees = subject.whole.joined(rows, [row.source for row in rows])
-        step = step_of(subject.whole.batches(trees, subject.loaded))
-        saved = f"{_tokens(subject.chains)} → {_tokens(trees)} tokens"
+        step = step_of(subject.whole.batches(subject.trees, subject.loaded))
+        saved = f"{_tokens(subject.chains)} → {_tokens(subject.trees)} tokens"
         what = f"each thread by itself, and all joined by what they begin with ({saved})"
         yield self._proof("trees", what, self._against(alone, step))
         step = step_of(subject.padded.batches(subject.rows, subject.loaded))

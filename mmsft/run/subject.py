@@ -31,6 +31,8 @@ _ALL: Final = 2**40
 """Tokens of a micro-batch that holds everything."""
 _FEWEST: Final = 3
 """Rows that are taken however long they are."""
+_MOST: Final = 12
+"""Rows that are taken however short they are: each goes through the model by itself, too."""
 
 
 @dataclass
@@ -76,6 +78,12 @@ class Subject:
     def chains(self) -> list[Encoded]:
         """The threads of all rows."""
         return [thread for row in self.rows for thread in threads(row)]
+
+    @property
+    def trees(self) -> list[Encoded]:
+        """All rows of a source joined by what they begin with, be it no more than the template's first words."""
+        rows = sorted(self.rows, key=lambda row: row.source)
+        return self.whole.joined(rows, [row.source for row in rows])
 
     def smaller(self, parts: int) -> Encoding:
         """Returns an encoding that divides the rows among so many micro-batches, or more; if it can."""
@@ -158,7 +166,8 @@ def _choose(
 
 
 def _enough(rows: Sequence[tuple[Ints, Encoded]], tokens: int) -> bool:
-    return len(rows) > _FEWEST and len(rows) * max(len(row) for _, row in rows) > tokens
+    long = len(rows) * max((len(row) for _, row in rows), default=0) > tokens
+    return len(rows) > _MOST or (len(rows) > _FEWEST and long)
 
 
 def _only(mixture: Mixture, pairs: Ints) -> Mixture:

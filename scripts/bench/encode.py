@@ -1,14 +1,13 @@
 """The rate at which conversations become tokens and targets, beside that of the tokenizer alone on the same texts.
 
-``python -m scripts.bench.encode`` needs the assets of the demos. Both sides work on one thread, as data workers do, and
-take turns on small blocks of rows, so that a busy machine slows both alike; a ratio is the median over all rounds.
+``python -m scripts.bench.encode`` needs the assets of the demos. All sides work on one thread, as data workers do, and
+take turns, so that a busy machine slows them alike; figures are medians over all rounds.
 """
 
 import argparse
 import json
 import os
 import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,10 +20,10 @@ from mmsft.data.chat import ChatEncoder
 from mmsft.data.messages import guard
 from mmsft.data.script import Script
 from mmsft.noise import quiet_libraries
-from mmsft.types import Conversation, Media, Text, Turn
+from mmsft.types import Conversation, Media, Text
 
-BLOCK: Final = 64
-"""Conversations that one side encodes before it is the other's turn."""
+STEP: Final = 128
+"""Conversations that a side is given at once, as a data worker is given the rows of a global step."""
 
 NO_LIMIT: Final = 1 << 20
 """Length of a thread at which no row is refused, so that both sides see all rows."""
@@ -84,14 +83,16 @@ def main() -> None:
     if options.json:
         print(json.dumps({"rates": [asdict(rate) for rate in rates], "grown_mib": grown}))
         return
-    print(f"{'conversations a second':<24}{'rows':>6}{'tokens':>9}{'tokenizer':>11}{'encode':>9}{'together':>10}{'ratio':>7}")
+    print(
+        f"{'conversations/s':<22}{'rows':>6}{'tokens':>9}{'tokenizer':>11}{'encode':>9}{'encode_all':>12}{'ratio':>7}"
+    )
     for rate in rates:
         print(
-            f"{rate.case:<24}{rate.conversations:>6}{rate.tokens:>9}"
-            f"{rate.tokenizer:>11.0f}{rate.single:>9.0f}{rate.together:>10.0f}{rate.ratio:>7.2f}"
+            f"{rate.case:<22}{rate.conversations:>6}{rate.tokens:>9}"
+            f"{rate.tokenizer:>11.0f}{rate.single:>9.0f}{rate.together:>12.0f}{rate.ratio:>7.2f}"
         )
     if grown is not None:
-        print(f"the process's peak grew by {grown:.1f} MiB over {options.memory} different rows")
+        print(f"the process grew by {grown:.1f} MiB over {options.memory} different rows, after as many others")
 
 
 def make_cases(rows: int) -> tuple[Case, ...]:
@@ -99,7 +100,7 @@ def make_cases(rows: int) -> tuple[Case, ...]:
     alpaca = demo_case("Alpaca rows", "configs/demo_text.yaml", 0, rows)
     dialogues = tuple(
         Conversation(f"dialogue {number}", tuple(turn for row in four for turn in row.turns))
-        for number, four in enumerate(blocks_of(alpaca.conversations, 4))
+        for number, four in enumerate(cut(alpaca.conversations, 4))
     )
     pictures = demo_case("easy-VQA rows", "configs/demo.yaml", 1, rows)
     return alpaca, Case("dialogues of 8 turns", alpaca.encoder, dialogues), pictures
@@ -117,7 +118,7 @@ def demo_case(name: str, config: str, stage: int, rows: int) -> Case:
 def measure(case: Case, rounds: int) -> Rate:
     """Lets the tokenizer alone and the encoder take turns on the case."""
     encoder, backend = case.encoder, case.encoder.tokenizer.hf.backend_tokenizer
-    blocks = [(block, [written(encoder, row) for row in block]) for block in blocks_of(case.conversations, BLOCK)]
+    steps = [(step, [written(encoder, row) for row in step]) for step in cut(case.conversations, STEP)]
     tokens = sum(len(encoder.encode(row)) for row in case.conversations)
     sides: dict[str, Side] = {
         "tokenizer": lambda rows, texts: backend.encode_batch(texts, add_special_tokens=False),
@@ -126,9 +127,8 @@ def measure(case: Case, rounds: int) -> Rate:
     }
     took = {name: [0.0] * rounds for name in sides}
     for number in range(rounds):
-        for turn, (rows, texts) in enumerate(blocks):
-            for name in rotated(list(sides), number + turn):
-                took[name][number] += seconds(sides[name], rows, texts)
+        for name, side in sides.items():
+            took[name][number] = sum(seconds(side, rows, texts) for rows, texts in steps)
     return Rate(
         case=case.name,
         conversations=len(case.conversations),
@@ -138,14 +138,8 @@ def measure(case: Case, rounds: int) -> Rate:
     )
 
 
-def rotated(names: Sequence[str], by: int) -> list[str]:
-    """Returns the names with another one first each time: who comes second finds the processor's caches filled."""
-    by %= len(names)
-    return [*names[by:], *names[:by]]
-
-
-def blocks_of(rows: Sequence[Conversation], size: int) -> list[Sequence[Conversation]]:
-    """Cuts rows into blocks of one size, the last one smaller."""
+def cut(rows: Sequence[Conversation], size: int) -> list[Sequence[Conversation]]:
+    """Cuts rows into stretches of one size, the last one smaller."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
@@ -157,29 +151,34 @@ def written(encoder: ChatEncoder, conversation: Conversation) -> str:
 
 
 def seconds(side: Side, rows: Sequence[Conversation], texts: list[str]) -> float:
-    """Returns how long a side takes."""
-    start = time.perf_counter()
+    """Returns how long a side keeps the processor busy; what other processes do meanwhile doesn't count."""
+    start = time.process_time()
     side(rows, texts)
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def growth(case: Case, rows: int) -> float:
-    """Returns by how many MiB the process's peak grows while rows are encoded, all of them different."""
-    before = peak()
-    for number in range(rows):
-        row = case.conversations[number % len(case.conversations)]
-        case.encoder.encode(replace(row, turns=(_numbered(row.turns[0], number), *row.turns[1:])))
-    return peak() - before
+    """Returns by how many MiB the process grows while rows are encoded, all of them different, after as many others."""
+    held = []
+    for first in (0, rows):
+        for start in range(first, first + rows, STEP):
+            some = [_numbered(case.conversations, number) for number in range(start, min(first + rows, start + STEP))]
+            case.encoder.encode_all(some, [0] * len(some))
+        held.append(resident())
+    return held[1] - held[0]
 
 
-def peak() -> float:
-    """Returns the most memory that the process has held, in MiB."""
-    # Kilobytes on Linux, bytes on a Mac.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << (20 if sys.platform == "darwin" else 10))
+def resident() -> float:
+    """Returns the memory that the process holds, in MiB; Linux alone tells."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * resource.getpagesize() / (1 << 20)
 
 
-def _numbered(turn: Turn, number: int) -> Turn:
-    return replace(turn, parts=(Text(f"Question {number}, x{number:x}. "), *turn.parts))
+def _numbered(conversations: Sequence[Conversation], number: int) -> Conversation:
+    """Returns a conversation whose words no other one has."""
+    row = conversations[number % len(conversations)]
+    ask = replace(row.turns[0], parts=(Text(f"Question {number}, x{number:x}. "), *row.turns[0].parts))
+    return replace(row, turns=(ask, *row.turns[1:]))
 
 
 if __name__ == "__main__":
