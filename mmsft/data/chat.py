@@ -225,7 +225,9 @@ class ChatEncoder:
         except PrefixBroken as broken:
             if len(turns) == 1:
                 raise
-            threads = [(self._thread(script, path, [turn], {turn}),) for turn in turns if turn in new]
+            threads: list[tuple[Strand, ...]] = [
+                (self._thread(script, path, [turn], {turn}),) for turn in turns if turn in new
+            ]
             return threads, f"{broken.what}; each of its learned turns runs as a thread of its own"
 
     def _finished(self, id: str, draft: _Draft, source: int) -> Encoded:

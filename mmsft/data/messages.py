@@ -184,7 +184,10 @@ class Messages:
             return {self._protected(key, speech): self._protected(item, speech) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self._protected(item, speech) for item in value]
-        return value
+        if value is None or type(value) in (bool, int, float):
+            return value
+        # A row of Parquet can hold dates and the like; a template, code of a stranger's, gets no object with methods.
+        return self._text(str(value), speech)
 
     def _text(self, text: str, speech: bool) -> str:
         # An assistant may say <think> or <tool_call>: what isn't special is part of how its model speaks.

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from mmsft.model.fusion import MultimodalModel
 from mmsft.model.modes import evaluating
 from mmsft.model.tower import Tower
 from mmsft.run.invariance import Check, distance
-from mmsft.types import PREVIOUS, Batch, Conversation, Media, MediaBatch
+from mmsft.types import PREVIOUS, Batch, Conversation, Encoded, Media, MediaBatch
 
 
 def equal(what: str, reference: int, variant: int) -> Check:
@@ -39,16 +40,18 @@ def targets(
         yield equal(f"targets in {name}, and that follow their position", count, int(_follows(batch).sum()))
     if encoder.learn == "all":
         plain = [row for row, conversation in zip(rows, conversations, strict=True) if _plain(conversation)]
-        learned = sum(len(row.targets) for row in plain)
+        taken = sum(len(row.targets) for row in plain)
         yield equal(
-            "tokens of plain rows that have one before them, and targets", sum(map(len, plain)) - len(plain), learned
+            "tokens of plain rows that have one before them, and targets", sum(map(len, plain)) - len(plain), taken
         )
         return
     replies = [reply for conversation in conversations for reply in _replies(conversation, encoder)]
-    alone = [encoder.encode(reply).targets for reply in replies]
-    yield equal("targets of the replies one by one, and of the rows", sum(map(len, alone)), count)
-    right = _as_written(encoder, replies, [found.token.tolist() for found in alone])
-    yield equal("replies of the assistant, and learned as they are written", len(replies), right)
+    alone = [encoder.encode(reply) for reply in replies]
+    yield equal("targets of the replies one by one, and of the rows", sum(len(row.targets) for row in alone), count)
+    learned = [row.targets.token.tolist() for row in alone]
+    answers = sum(map(_answers, repeat(encoder), replies, alone, learned))
+    yield equal("replies, and learned from where a prompt ends to their own end", len(replies), answers)
+    yield equal("replies, and learned as they are written", len(replies), _as_written(encoder, replies, learned))
 
 
 def _follows(batch: Batch) -> Tensor:
@@ -90,6 +93,20 @@ def _replies(conversation: Conversation, encoder: ChatEncoder) -> Iterator[Conve
             turns = [replace(conversation.turns[index], parent=PREVIOUS) for index in before]
             turns[:-1] = [replace(one, weight=0.0) if one.role == "assistant" else one for one in turns[:-1]]
             yield replace(conversation, turns=tuple(turns))
+
+
+def _answers(encoder: ChatEncoder, reply: Conversation, row: Encoded, learned: list[int]) -> bool:
+    """Tells whether a row begins with the prompt of inference, and what is learned is all that stands behind it."""
+    if reply.turns[-1].media:
+        return True  # of which nothing is learned
+    prompt = encoder.prompt(replace(reply, turns=reply.turns[:-1])).input_ids.tolist()
+    ids = row.input_ids.tolist()
+    behind = ids[len(prompt) :]
+    if encoder.learn == "span":
+        return bool(ids[: len(prompt)] == prompt and behind[-len(learned) :] == learned)
+    # An encoder–decoder may learn the tokens with which each of its replies begins.
+    before, said = learned[: -len(behind)], learned[-len(behind) :]
+    return bool(ids[: len(prompt)] == prompt and said == behind and not _bare(encoder, before))
 
 
 def _as_written(encoder: ChatEncoder, replies: Sequence[Conversation], learned: Sequence[list[int]]) -> int:

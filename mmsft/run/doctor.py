@@ -1,14 +1,12 @@
 """Proves on a run's own first rows that its loss and gradient don't depend on how a step is computed."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import starmap
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
-
-import torch
 
 from mmsft.data.collate import collate
 from mmsft.data.encoding import Share
@@ -18,12 +16,13 @@ from mmsft.model.names import fresh, named_parameters
 from mmsft.parallel import Ranks
 from mmsft.run import counts
 from mmsft.run.invariance import (
-    BOUNDS,
-    Bounds,
+    REPEATED,
+    ROUNDED,
     Check,
     Measured,
     Proof,
     compare,
+    direction,
     exact_convolutions,
     means,
     measure,
@@ -37,7 +36,7 @@ from mmsft.train import checkpoint as ckpt
 from mmsft.train.checkpoint import State
 from mmsft.types import Conversation, Encoded, Text, Turn
 
-_TOKENS: Final = 768
+_TOKENS: Final = 512
 """Of the rows of a stage, padding included."""
 _MADE_UP: Final = Conversation(
     "a made-up row",
@@ -57,7 +56,7 @@ SUSPECTS: Final = {
     "accumulation": "the sum over micro-batches: gradients or counts of one are lost, doubled or weighed wrongly",
     "batch split": "the division of rows among micro-batches: what is computed for a row depends on its neighbours",
     "ranks": "the shares of several processes: a row is in none of them, or in two",
-    "autocast": "bf16: something overflows, or is summed in bf16, that must be fp32",
+    "autocast": "bf16: something is summed or rounded in it that must not be, so that what is learned is lost",
     "saved and loaded": "checkpoints: something that learns isn't written, or isn't restored",
 }
 """By proof, in the order in which one builds on those before it: which part is wrong if it fails."""
@@ -161,7 +160,10 @@ class _Examination:
         """Moves the model one step; returns what there is to say of the stage."""
         subject = self._of
         found = step_on(self._trainer, subject.step(subject.whole))
-        how = "" if subject.session.model.packs else "; the decoder takes no packs, its threads are padded"
+        model = subject.session.model
+        how = "" if model.packs else "; the decoder takes no packs, its threads are padded"
+        if subject.bounds is ROUNDED:
+            how += f"; its weights are held in {model.decoder.dtype}: for tight bounds set model.decoder.dtype=float32"
         return (
             f"stage {subject.stage.name}: {len(subject.rows)} rows, {_tokens(subject.rows)} tokens, "
             f"{len(found.scored.nll)} targets; loss {found.loss:.4f} as it starts{how}"
@@ -249,7 +251,7 @@ class _Examination:
         if not any(row.media for row in rows):
             if len(rows) < 2:
                 return self._skip("text row", "there is but one row")
-            rows, other, whose = rows[:-1], rows[-1], "another one (there are no media)"
+            rows, other, whose = rows[:1], rows[1], "another one (there are no media)"
         elif other is None:
             try:
                 other, whose = subject.encoding.encoder.encode(_MADE_UP), "a made-up one without media"
@@ -260,7 +262,7 @@ class _Examination:
             for split in ([rows, [other]], [[*rows, other]])
         )
         checks = self._against(self._measure(apart), together)
-        return self._proof("text row", f"{len(rows)} rows and {whose}, apart and in one batch", checks)
+        return self._proof("text row", f"{_count(rows)} and {whose}, apart and in one batch", checks)
 
     def _divisions(self, whole: Measured, divided: Measured, parts: StepData) -> Iterator[Proof]:
         """Yields the comparisons of one micro-batch with several."""
@@ -286,7 +288,8 @@ class _Examination:
             return self._skip("autocast", "the config computes in fp32")
         trainer = replace(self._trainer, ranks=Ranks(subject.session.run.config.precision))
         rounded = measure(trainer, subject.step(subject.whole))
-        return self._proof("autocast", "fp32 and bf16", compare(whole, rounded, BOUNDS[torch.bfloat16]))
+        what = f"fp32 and bf16 (the gradients are {direction(whole, rounded):.0%} apart, directions included)"
+        return self._proof("autocast", what, compare(whole, rounded, ROUNDED))
 
     def _reloaded(self, whole: Measured) -> Proof:
         """Writes a checkpoint and loads it into a model built anew, which takes the place of the old."""
@@ -303,9 +306,12 @@ class _Examination:
             session.model = session.run.model()
             ckpt.restore_weights(saved, session.model)
         session.model.to(session.ranks.device)
-        # The same computation: nothing differs but what a device adds up in no fixed order.
         again = measure(subject.trainer(), subject.step(subject.whole))
-        yield from compare(whole, again, Bounds(1e-6, 1e-5))
+        yield from compare(whole, again, REPEATED)
+
+
+def _count(rows: Sequence[Encoded]) -> str:
+    return f"{len(rows)} rows" if len(rows) > 1 else "a row"
 
 
 def _tokens(rows: Iterable[Encoded]) -> int:

@@ -18,7 +18,7 @@ from mmsft.duration import Duration
 from mmsft.errors import DataError
 from mmsft.model.names import named_parameters
 from mmsft.objectives import sft
-from mmsft.run.invariance import BOUNDS, Bounds, Measured, measure
+from mmsft.run.invariance import EXACT, ROUNDED, Bounds, Measured, measure
 from mmsft.run.load import starting_point
 from mmsft.run.stages import Session, optimizer_of
 from mmsft.train import checkpoint as ckpt
@@ -98,7 +98,7 @@ class Subject:
     @property
     def bounds(self) -> Bounds:
         """For computations in the precision in which the decoder is held."""
-        return BOUNDS[next(self.session.model.decoder.parameters()).dtype]
+        return EXACT if self.session.model.decoder.dtype == torch.float32 else ROUNDED
 
     def trainer(self) -> Trainer:
         """Lets the stage's parts of the session's model learn, and returns what its loop would need."""

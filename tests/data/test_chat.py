@@ -10,7 +10,7 @@ from mmsft.data.template import ChatTemplate, resolve_template
 from mmsft.data.tokens import Tokenizer
 from mmsft.data.tree import threads
 from mmsft.errors import DataError
-from mmsft.types import Conversation, ToolCall, Turn
+from mmsft.types import Conversation, Encoded, ToolCall, Turn
 from tests.data.conftest import byte_level
 from tests.data.dialogues import assistant, conversation, dialogue, learned, parts, system, user, written
 
@@ -189,6 +189,28 @@ def test_a_rows_own_variables_come_on_top_of_the_recipes(encoder: ChatEncoder) -
     named = replace(with_template(encoder, "{{ bot + ' ' }}" + encoder.template.source), template_kwargs={"bot": "Ann"})
     assert written(named, dialogue(1)).startswith("Ann ")
     assert written(named, replace(dialogue(1), template_kwargs={"bot": "Bo"})).startswith("Bo ")
+
+
+def test_together_rows_give_what_each_gives_alone(encoder: ChatEncoder) -> None:
+    encoder = with_template(replace(encoder, length=200), FORGETFUL)
+    rows = [
+        dialogue(1),
+        conversation(user("a")),
+        conversation(assistant("a")),
+        dialogue(12),
+        conversation(user("<|im_end|>"), assistant("b", reasoning="hm"), user("c"), assistant("d", reasoning="so")),
+        dialogue(2),
+    ]
+    together = encoder.encode_all(rows, range(6))
+    assert [type(row) for row in together] == [Encoded, NothingToLearn, DataError, TooLong, Encoded, Encoded]
+    for number, (row, found) in enumerate(zip(rows, together, strict=True)):
+        if isinstance(found, DataError):
+            with pytest.raises(type(found)) as alone:
+                encoder.encode(row)
+            assert str(alone.value) == str(found)
+        else:
+            alone_row = encoder.encode(row, source=number)
+            assert pickle.dumps(alone_row) == pickle.dumps(found)
 
 
 def test_it_survives_pickling(encoder: ChatEncoder) -> None:

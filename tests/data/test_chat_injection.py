@@ -30,6 +30,7 @@ TYPED = st.lists(
             "s>",
             " ",
             "x",
+            "é",
             "\n",
             "\U000f0000",
             "\U00100000",
@@ -98,6 +99,20 @@ def test_a_rows_variables_inject_nothing() -> None:
     talk = replace(conversation(user("x"), assistant("x")), template_kwargs={"date": "<|im_start|>"})
     assert controls(BYTES, encoder.encode(talk))[:2] == ["<|im_start|>", "<|im_end|>"]
     assert encoder.tokenizer.decode(encoder.encode(talk).input_ids.tolist()).startswith("<|im_start|><|im_start|>")
+
+
+def test_a_template_gets_no_objects_but_their_text() -> None:
+    class Stranger:
+        def __str__(self) -> str:
+            return "<|im_end|>"
+
+    source = "{{ at is string }} {{ at }} " + ENCODERS[0].template.source
+    encoder = replace(ENCODERS[0], template=ChatTemplate("strange", source))
+    talk = replace(conversation(user("x"), assistant("x")), template_kwargs={"at": Stranger()})
+    encoded = encoder.encode(talk)
+    assert encoder.tokenizer.decode(encoded.input_ids.tolist()).startswith("True <|im_end|>")
+    plain = encoder.encode(replace(talk, template_kwargs={"at": "x"}))
+    assert controls(encoder.tokenizer, encoded) == controls(encoder.tokenizer, plain)
 
 
 def test_a_control_token_that_only_normalisation_makes_is_none() -> None:

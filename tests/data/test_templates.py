@@ -1,9 +1,10 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mmsft.data.chat import ChatEncoder
-from mmsft.data.template import SHIPPED, resolve_template
+from mmsft.data.template import SHIPPED, ChatTemplate, resolve_template
 from mmsft.data.tokens import Tokenizer
 from mmsft.errors import ConfigError, DataError
 from tests.data.conftest import byte_level, sentence_piece
@@ -17,6 +18,46 @@ ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
     "\n\n### Instruction:\nask 0\n\n### Response:reply 0</s>"
 )
+
+
+# What templates use of `transformers`: filters, functions, statements, and how white space around these is left out.
+EVERYTHING = """{{ bos_token }}{{ tools | tojson(indent=1) if tools }}{{ documents is none }}{{ style }}
+{%- set state = namespace(seen=0) %}{{ strftime_now('%Y') }}
+{% for m in messages %}
+    {%- if m.role == 'system' %}{% continue %}{% endif %}
+    {% generation %}{{ m | tojson(sort_keys=true) }}{% endgeneration %}
+    {%- set state.seen = state.seen + 1 %}
+    {%- if state.seen > 2 %}{% break %}{% endif %}
+{% endfor %}
+{{ state.seen }}{{ messages[0].missing }}{% if add_generation_prompt %}{{ dict(a='<é>') | tojson }}{% endif %}"""
+
+
+@pytest.mark.parametrize("generate", [False, True])
+@pytest.mark.parametrize("tools", [(), ({"type": "function", "function": {"name": "add"}},)])
+def test_a_template_writes_what_it_does_in_transformers(tools: tuple[dict[str, Any], ...], generate: bool) -> None:
+    tokenizer = byte_level(bos="<|im_start|>")
+    messages: list[dict[str, Any]] = [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": "<é>"},
+        {"role": "assistant", "content": "b", "reasoning_content": "hm"},
+        {"role": "user", "content": "never seen"},
+    ]
+    theirs = tokenizer.hf.apply_chat_template(
+        messages,
+        chat_template=EVERYTHING,
+        tools=list(tools) or None,
+        add_generation_prompt=generate,
+        tokenize=False,
+        style="plain",
+    )
+    variables = {**tokenizer.named, "style": "plain"}
+    ours = ChatTemplate("mine", EVERYTHING).render(messages, variables, tools=tools, generate=generate)
+    assert ours == theirs
+
+
+def test_a_variable_that_would_hide_the_messages_is_refused(chatml: Tokenizer) -> None:
+    with pytest.raises(DataError, match=r"'chatml' refuses the conversation: .*'messages'"):
+        resolve_template("chatml", chatml).render([{"role": "user", "content": "a"}], {"messages": []})
 
 
 @pytest.mark.parametrize("rounds", [1, 2, 5])

@@ -31,6 +31,13 @@ def test_text_is_what_transformers_makes_of_it(tokenizer: Tokenizer) -> None:
     assert tokenizer.text(text) == tokenizer.hf(text, add_special_tokens=False)["input_ids"]
 
 
+@given(TEXTS, TEXTS)
+def test_any_text_is_what_transformers_makes_of_it(before: str, after: str) -> None:
+    for tokenizer in TOKENIZERS.values():
+        text = before + tokenizer.eos + after
+        assert tokenizer.text(text) == tokenizer.hf(text, add_special_tokens=False)["input_ids"]
+
+
 @given(TEXTS)
 def test_a_reply_decodes_to_itself(text: str) -> None:
     for tokenizer in TOKENIZERS.values():

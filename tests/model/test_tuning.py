@@ -55,6 +55,31 @@ def test_fresh_lora_changes_nothing_and_merged_equals_unmerged(make: Any, option
     torch.testing.assert_close(decoder(input_ids=ids).logits, tuned, atol=0, rtol=0)
 
 
+@pytest.mark.parametrize("held", [torch.float32, torch.bfloat16])
+@torch.no_grad()
+def test_what_lora_adds_survives_where_the_layer_s_output_is_rounded(held: torch.dtype) -> None:
+    decoder = llama(hidden_size=64)
+    for parameter in decoder.parameters():
+        parameter.data = parameter.data.to(held)
+    add_lora(decoder, LoraConfig(r=4))
+    layer = decoder.get_submodule("model.layers.0.self_attn.q_proj")
+    x = torch.randn(256, 64, dtype=held)
+
+    def with_b(size: float, rounded: bool) -> Tensor:
+        torch.manual_seed(0)
+        layer.get_parameter("lora_B.default.weight").normal_(std=size)
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+            out: Tensor = layer(x) if rounded else layer.float()(x.float())
+        return out.double()
+
+    # Less than a tenth of what bf16 can tell apart at 1.
+    rounded = with_b(1e-4, True) - with_b(0, True)
+    exact = with_b(1e-4, False) - with_b(0, False)
+    assert exact.norm() / with_b(0, False).norm() < 1e-3
+    # 1 but for roundings that fall either way, of 16,384 numbers; added to a rounded output, it would be 0.4.
+    assert abs(float((rounded * exact).sum() / exact.square().sum()) - 1) < 0.15
+
+
 def test_lora_lands_on_every_linear_layer_of_the_decoder_but_its_head_and_on_no_tower(tmp_path: Path) -> None:
     model = llava_like(tmp_path)
     add_lora(model.decoder, LoraConfig(r=2))
