@@ -153,11 +153,11 @@ class Encoding:
         mine = [[parts[index] for index in found] for found in filled[share.rank :: share.ranks]]
         members = [member for some in mine for part in some for member in part.members]
         loaded, failed = self._load(encoded, dict.fromkeys(member.row for member in members), mixture, pairs)
-        for row in (member.row for member in members if member.first):
-            if row in failed:
-                work.entries.append(failed[row])
-            elif note := encoded[row].note:
-                work.entries.append(Entry(mixture.row_id(pairs[row]), "used", note))
+        for member in members:
+            if member.first and member.row in failed:
+                work.entries.append(failed[member.row])
+            elif member.first and (note := encoded[member.row].note):
+                work.entries.append(Entry(mixture.row_id(pairs[member.row]), "used", note))
         for some in mine:
             kept = [left for part in some if (left := self._without(part, failed))]
             work.micro += self.batches([part.tree for part in kept], loaded)

@@ -3,8 +3,10 @@
 import copy
 import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from mmsft.errors import ConfigError
@@ -16,6 +18,10 @@ After: TypeAlias = Literal["start", "text", "token"]
 # are then cut off, doesn't get one. The first is a byte that no vocabulary merges with a neighbour.
 _ANCHORS: Final = ("\x1e", "\n", "^", "¤")
 _PROBES: Final = ("a", " a", "\n", "<")
+
+# Stretches of text whose ids are remembered, and the most characters of one: some 10 MB at most.
+_REMEMBERED: Final = 128
+_SHORT: Final = 4096
 
 
 class Ended(NamedTuple):
@@ -53,7 +59,11 @@ class Tokenizer:
         self._stop = next((token.content for token in tokens if token.special and not token.rstrip), "")
         self._added_ids = frozenset(added)
         self.normalizes = any(token.normalized for token in tokens) and self._backend.normalizer is not None
+        self._border = re.compile("(?!)")
+        self._stretch = lru_cache(_REMEMBERED)(self._encoded)
         self._prefixes = any(self._plain(probe) != self._anchored(self._plain, probe) for probe in _PROBES)
+        if not self._prefixes and not self._backend.encode_special_tokens:
+            self._border = _border(hf.added_tokens_decoder.values())
         self.bos = self._default_bos()
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[PreTrainedTokenizerFast]]:
@@ -129,6 +139,13 @@ class Tokenizer:
         return cuts or [Ended(reply, "")]
 
     def _plain(self, text: str) -> list[int]:
+        """Returns the ids of text by itself, put together from its stretches: a template's own come in every row."""
+        ids: list[int] = []
+        for stretch in self._border.split(text):
+            ids += self._stretch(stretch) if len(stretch) <= _SHORT else self._encoded(stretch)
+        return ids
+
+    def _encoded(self, text: str) -> list[int]:
         # Ids alone, without the offsets that `encode` also works out. A batch of one wakes none of the library's
         # threads, which could hang in a data worker; a larger one takes no less time.
         ids: list[int] = self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
@@ -158,6 +175,18 @@ class Tokenizer:
     def _default_bos(self) -> str:
         ids: Any = self.hf("a")["input_ids"]
         return str(self.hf.bos_token) if self.hf.bos_token_id is not None and ids[0] == self.hf.bos_token_id else ""
+
+
+def _border(tokens: Iterable[AddedToken]) -> re.Pattern[str]:
+    """Returns what finds the tokens that part a text: what stands on one side makes no difference to the other.
+
+    The library looks for the longest of these tokens first of all, before it normalises, and goes on with each stretch
+    between them by itself. Where one takes white space along, or looks at the letters beside it, nothing is found.
+    """
+    first = [token for token in tokens if not token.normalized and token.content]
+    if any(token.lstrip or token.rstrip or token.single_word for token in first):
+        return re.compile("(?!)")
+    return re.compile(f"({any_of(token.content for token in first)})")
 
 
 def any_of(texts: Iterable[str]) -> str:

@@ -144,18 +144,15 @@ class Measured:
 
     Attributes:
         loss: Σ weight · nll ÷ Σ weight, as training has it.
-        gradient: by canonical name, of all that learns.
+        grad_norm: over all that learns.
+        gradient: by canonical name.
         scored: what they were made from.
     """
 
     loss: float
+    grad_norm: float
     gradient: Mapping[str, Tensor]
     scored: Scored
-
-    @property
-    def grad_norm(self) -> float:
-        """Norm over all that learns."""
-        return _norm(self.gradient.values())
 
 
 @dataclass
@@ -190,11 +187,14 @@ def measure(trainer: Trainer, step: StepData) -> Measured:
     finally:
         hook.remove()
     found = Totals(0.0, *totals[: len(Totals._fields) - 1].tolist())
-    gradient = {name: torch.zeros_like(it) if it.grad is None else it.grad for name, it in learning.items()}
+    # Not on the device: several of them are compared, and training has room for one.
+    gradient = {
+        name: (torch.zeros_like(it) if it.grad is None else it.grad).detach().cpu() for name, it in learning.items()
+    }
     measured = Measured(
-        loss=found.loss_sum / found.loss_count if found.loss_count else float("nan"),
-        # Not on the device: several of them are compared, and training has room for one.
-        gradient={name: tensor.detach().cpu() for name, tensor in gradient.items()},
+        loss=found.loss_sum / found.loss_count if found.loss_count else math.nan,
+        grad_norm=_norm(gradient.values()),
+        gradient=gradient,
         scored=watch.scored(),
     )
     trainer.model.zero_grad(set_to_none=True)
@@ -273,4 +273,4 @@ def _apart(one: float, other: float) -> float:
 
 
 def _norm(tensors: Iterable[Tensor]) -> float:
-    return math.sqrt(sum(tensor.double().square().sum().item() for tensor in tensors))
+    return math.sqrt(sum(torch.linalg.vector_norm(tensor, dtype=torch.float64).item() ** 2 for tensor in tensors))

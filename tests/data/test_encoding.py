@@ -75,7 +75,7 @@ def test_a_joined_step_has_the_loss_and_gradient_of_its_rows(run: Run) -> None:
         model.zero_grad()
         losses = [sft(model, micro, 1) for micro in done.micro]
         loss = torch.stack([loss.sum for loss in losses]).sum() / torch.stack([loss.count for loss in losses]).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         gradient = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         found.append((loss.detach(), gradient))
     # fp32: the same products, added in another order

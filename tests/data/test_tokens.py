@@ -1,5 +1,6 @@
 import pickle
 from collections.abc import Callable
+from functools import lru_cache
 
 import pytest
 from hypothesis import given
@@ -31,11 +32,39 @@ def test_text_is_what_transformers_makes_of_it(tokenizer: Tokenizer) -> None:
     assert tokenizer.text(text) == tokenizer.hf(text, add_special_tokens=False)["input_ids"]
 
 
-@given(TEXTS, TEXTS)
-def test_any_text_is_what_transformers_makes_of_it(before: str, after: str) -> None:
-    for tokenizer in TOKENIZERS.values():
-        text = before + tokenizer.eos + after
+ODD = {
+    "takes space on its left": AddedToken("<mask>", lstrip=True, normalized=False),
+    "takes space on its right": AddedToken("<mask>", rstrip=True, normalized=False),
+    "stands for whole words": AddedToken("the", single_word=True, normalized=False),
+    "begins with another one": AddedToken("<|im_end|>is", normalized=False),
+    "overlaps another one": AddedToken("is<|im_", special=True, normalized=False),
+    "is white space": AddedToken("  ", normalized=False),
+    "is looked for after normalisation": AddedToken("is", normalized=True),
+}
+STRETCHES = st.lists(st.sampled_from(["<|im_end|>", "</s>", "<mask>", "the", "is", " ", "\n", "an", "é"]), max_size=8)
+
+
+@pytest.mark.parametrize("odd", [None, *ODD])
+@given(stretches=STRETCHES)
+def test_a_text_cut_at_control_tokens_is_what_transformers_makes_of_it(odd: str | None, stretches: list[str]) -> None:
+    text = "".join(stretches)
+    for tokenizer in with_odd(odd):
         assert tokenizer.text(text) == tokenizer.hf(text, add_special_tokens=False)["input_ids"]
+
+
+@lru_cache
+def with_odd(odd: str | None) -> list[Tokenizer]:
+    tokenizers = [make() for make in MAKERS.values()]
+    for tokenizer in tokenizers if odd else ():
+        tokenizer.hf.add_tokens([ODD[str(odd)]])
+    return [Tokenizer(tokenizer.hf) for tokenizer in tokenizers]
+
+
+def test_what_is_remembered_does_not_change_with_what_is_returned() -> None:
+    tokenizer = byte_level()
+    ids = tokenizer.text("the")
+    ids.append(0)
+    assert tokenizer.text("the") == ids[:-1]
 
 
 @given(TEXTS)
