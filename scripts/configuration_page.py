@@ -4,7 +4,8 @@ import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Any, Final, Literal, get_args, get_origin
+from types import UnionType
+from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -113,6 +114,8 @@ def _takes(field: FieldInfo) -> str:
 
 def _described(annotation: Any) -> str | None:
     """Returns the description of a type inside ``… | None``."""
+    if get_origin(annotation) not in (Union, UnionType):
+        return None
     parts = [part for inner in get_args(annotation) for part in getattr(inner, "__metadata__", ())]
     return next((part.description for part in parts if isinstance(part, FieldInfo)), None)
 
