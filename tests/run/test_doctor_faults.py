@@ -1,3 +1,4 @@
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from mmsft.model.fusion import MultimodalModel
 from mmsft.model.tower import Tower
 from mmsft.objectives import Loss, sft
 from mmsft.run import subject
-from mmsft.run.doctor import doctor
+from mmsft.run.doctor import SUSPECTS, doctor
 from mmsft.run.invariance import step_of
 from mmsft.train import checkpoint, loop
 from mmsft.train.loop import Trainer
