@@ -5,6 +5,7 @@ On CUDA FlexAttention skips what no query of a block can see; that back end was 
 CPU.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,11 +21,16 @@ from transformers import AttentionInterface
 from mmsft.errors import MmsftError
 from mmsft.types import Pack, Segment
 
+log = logging.getLogger(__name__)
+
 NAME: Final = "mmsft"
 """Under which transformers' models find this back end."""
 
 BLOCK: Final = 64
 """Tokens that share a call, and so a mask, on the CPU: more would compute what is masked, fewer would cost calls."""
+
+_TILE: Final = 128
+"""FlexAttention's own block; lengths are multiples of it, so that packs of many lengths need few compilations."""
 
 _KNOWN: Final = frozenset({"scaling", "dropout", "sliding_window", "softcap"})
 _HARMLESS: Final = frozenset(
@@ -78,7 +84,7 @@ class Block:
     plain: bool
 
 
-def blocks(segments: Sequence[Segment], size: int, window: int | None = None) -> list[Block]:
+def blocks(segments: Sequence[Segment], size: int, window: int | None = None, *, long: bool = True) -> list[Block]:
     """Divides a pack into runs of tokens: segments that are neighbours, or a stretch of a long one.
 
     What is before a run and seen from inside of it is also seen by its first token, since subtrees have no gaps. So a
@@ -88,6 +94,7 @@ def blocks(segments: Sequence[Segment], size: int, window: int | None = None) ->
         segments: in the order of a walk in depth.
         size: most tokens of a run, but for plain ones, which need no mask.
         window: most tokens of its thread that a token sees, itself included; None = all.
+        long: plain runs may be longer.
     """
     depths: list[int] = []  # tokens above each segment
     runs: list[_Run] = []
@@ -100,7 +107,7 @@ def blocks(segments: Sequence[Segment], size: int, window: int | None = None) ->
             runs[-1].fewest = min(runs[-1].fewest, depth)
             continue
         length = segment.end - segment.start
-        whole = not depth and (window is None or length <= window)
+        whole = long and not depth and (window is None or length <= window)
         for start in range(segment.start, segment.end, length if whole else size):
             below = depth + start - segment.start
             runs.append(_Run(start, index, below, below))
@@ -142,7 +149,7 @@ class _Plan(NamedTuple):
         queries: lengths of the blocks.
         keys: lengths of the pieces that keys are cut into, so that each block meets some of them whole.
         seen: for each block, the numbers of its pieces: what is above it, then its own.
-        masks: for each block, which keys its tokens see; None = all up to themselves.
+        masks: for each block, which keys its tokens don't see; None = those behind themselves.
     """
 
     queries: list[int]
@@ -161,10 +168,9 @@ class Trees:
     """
 
     def __init__(self, pack: Pack, positions: Tensor, size: int = BLOCK) -> None:
-        self._until, self._positions = pack.until, positions
+        self.pack, self._positions, self._size = pack, positions, size
         self._device = pack.until.device
-        self._segments, self._size = pack.segments, size
-        self._plans: dict[int | None, _Plan] = {}
+        self._plans: dict[tuple[int | None, bool], _Plan] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
 
     def attend(
@@ -189,10 +195,16 @@ class Trees:
             softcap: bends products to lie within ±softcap.
             dropout: part of the weights that is left out.
         """
-        if self._device.type == "cuda" and not dropout:  # which FlexAttention can't do
-            return self.flex(query, key, value, scale=scale, window=window, softcap=softcap)
+        if torch.is_autocast_enabled(self._device.type):
+            # Rotary embeddings leave queries and keys wider than values.
+            dtype = torch.get_autocast_dtype(self._device.type)
+            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+        if self._device.type == "cuda":
+            if not dropout:
+                return self.flex(query, key, value, scale=scale, window=window, softcap=softcap)
+            _tell_of_dropout()
         call = _Call(scale, softcap, dropout)
-        plan = self._plan(window)
+        plan = self._plan(window, capped=softcap is not None)
         if len(plan.masks) == 1:
             return call(query, key, value, plan.masks[0])
         # Split once: the gradient of each slice would be as long as the pack.
@@ -207,68 +219,73 @@ class Trees:
         self, query: Tensor, key: Tensor, value: Tensor, *, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
         """Does what `attend` does by FlexAttention, without dropout; compiled on CUDA."""
+        tokens = query.shape[2]
+        more = max(2 * _TILE, -(-tokens // _TILE) * _TILE) - tokens
         if window not in self._block_masks:
-            sees = visible(self._until, self._positions, window)
-            length = query.shape[2]
+            # What a pack is lengthened by sees itself alone.
+            until = torch.cat([self.pack.until, torch.arange(tokens + 1, tokens + more + 1, device=self._device)])
+            sees = visible(until, F.pad(self._positions, (0, more)), tokens if window is None else window)
             self._block_masks[window] = _compiled(create_block_mask, self._device.type)(
-                lambda batch, head, q, k: sees(q, k), None, None, length, length, device=self._device
+                lambda batch, head, q, k: sees(q, k), None, None, tokens + more, tokens + more, device=self._device
             )
         cap = None if softcap is None else lambda score, *_: softcap * torch.tanh(score / softcap)
-        run = _compiled(flex_attention, self._device.type)
-        out: Tensor = run(
-            query, key, value, cap, self._block_masks[window], scale, enable_gqa=query.shape[1] != key.shape[1]
+        out: Tensor = _compiled(flex_attention, self._device.type)(
+            *(F.pad(states, (0, 0, 0, more)) for states in (query, key, value)),
+            cap,
+            self._block_masks[window],
+            scale,
+            enable_gqa=query.shape[1] != key.shape[1],
         )
-        return out
+        return out[:, :, :tokens]
 
-    def _plan(self, window: int | None) -> _Plan:
-        if window not in self._plans:
-            found = blocks(self._segments, self._size, window)
+    def _plan(self, window: int | None, *, capped: bool) -> _Plan:
+        if (window, capped) not in self._plans:
+            # Scores that are capped are held, so that no block may be long.
+            found = blocks(self.pack.segments, self._size, window, long=not capped)
             spans = [(*block.above, (block.start, block.end)) for block in found]
             cuts = sorted({cut for some in spans for span in some for cut in span})
             number = {cut: index for index, cut in enumerate(cuts)}
-            sees = visible(self._until, self._positions, window)
-            self._plans[window] = _Plan(
+            sees = visible(self.pack.until, self._positions, window)
+            self._plans[window, capped] = _Plan(
                 queries=[block.end - block.start for block in found],
                 keys=[end - start for start, end in pairwise(cuts)],
                 seen=[[piece for start, end in some for piece in range(number[start], number[end])] for some in spans],
                 masks=[
-                    None if block.plain else self._mask(some, sees) for block, some in zip(found, spans, strict=True)
+                    None if block.plain and not capped else self._mask(some, sees)
+                    for block, some in zip(found, spans, strict=True)
                 ],
             )
-        return self._plans[window]
+        return self._plans[window, capped]
 
     def _mask(self, spans: Sequence[Span], sees: Visible) -> Tensor:
         tokens = [torch.arange(start, end, device=self._device) for start, end in spans]
-        return sees(tokens[-1][:, None], torch.cat(tokens)[None, :])
+        return ~sees(tokens[-1][:, None], torch.cat(tokens)[None, :])
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """Scaled dot-product attention of one block; without a mask it is causal."""
+    """Attention of one block; without a mask it is causal.
+
+    With one its products are few: writing them out took half of SDPA's time, forward and backward.
+    """
 
     scale: float
     softcap: float | None
     dropout: float
 
     def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        if self.softcap is None:
-            return F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=mask,
-                dropout_p=self.dropout,
-                is_causal=mask is None,
-                scale=self.scale,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
-        shared = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(shared, 1), value.repeat_interleave(shared, 1)
-        score = self.softcap * torch.tanh(query @ key.transpose(2, 3) * self.scale / self.softcap)
+        heads, shared = key.shape[1], query.shape[1] // key.shape[1]
         if mask is None:
-            mask = torch.ones(score.shape[2:], dtype=torch.bool, device=score.device).tril()
-        weights = score.masked_fill(~mask, -torch.inf).softmax(-1, dtype=torch.float32).to(query.dtype)
-        return F.dropout(weights, self.dropout) @ value
+            return F.scaled_dot_product_attention(
+                query, key, value, dropout_p=self.dropout, is_causal=True, scale=self.scale, enable_gqa=shared > 1
+            )
+        # Query heads that share keys stand behind one another: [K, H/K·T, D].
+        score = query.reshape(heads, -1, query.shape[3]) @ key[0].transpose(1, 2) * self.scale
+        if self.softcap is not None:
+            score = self.softcap * torch.tanh(score / self.softcap)
+        score = score.view(heads, shared, *mask.shape).masked_fill(mask, -torch.inf)
+        weights = F.dropout(score.softmax(-1, dtype=torch.float32).to(value.dtype), self.dropout)
+        return (weights.view(heads, -1, mask.shape[1]) @ value[0]).view(1, heads * shared, len(mask), -1)
 
 
 def _joined(pieces: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
@@ -277,8 +294,17 @@ def _joined(pieces: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
 
 @cache
 def _compiled(function: Callable[..., Any], device: str) -> Callable[..., Any]:
-    # Packs differ in length; uncompiled, FlexAttention would hold all scores.
-    return torch.compile(function, dynamic=True) if device == "cuda" else function
+    # Packs differ in length. Uncompiled, FlexAttention would hold all scores: rather than that it shall fail, if there
+    # are too many kinds of packs.
+    return torch.compile(function, dynamic=True, fullgraph=True) if device == "cuda" else function
+
+
+@cache
+def _tell_of_dropout() -> None:
+    log.warning(
+        "the decoder drops attention weights, which FlexAttention can't: its packs go through in small blocks, slowly; "
+        "set its attention dropout to 0 to spare that"
+    )
 
 
 def attend_by_trees(

@@ -39,7 +39,6 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, empt
     towers = {name: Tower(tower.modality.value, tower.adapter.value, width) for name, tower in config.towers.items()}
     model = MultimodalModel(decoder, towers)
     model.find_head()
-    model.find_attention()
     return model
 
 

@@ -142,10 +142,10 @@ class MultimodalModel(nn.Module):
         else:
             self.decoder.activation_checkpointing_disable()
 
-    @torch.no_grad()
     def find_attention(self) -> None:
         """Sets `packs` by comparing a pack with its threads; an empty model has nothing to compare, and is trusted.
 
+        To be asked once the model is on its device, under the autocast that it will compute under: attention differs.
         An encoder–decoder takes none: its encoder sees both ways, so that its prompts share nothing but all they are.
         """
         if self.decoder.config.is_encoder_decoder:

@@ -30,7 +30,7 @@ from mmsft.run.invariance import (
     step_of,
 )
 from mmsft.run.load import Run
-from mmsft.run.stages import Session
+from mmsft.run.stages import Session, place
 from mmsft.run.subject import Subject, step_on, subject_of
 from mmsft.train import checkpoint as ckpt
 from mmsft.train.checkpoint import State
@@ -127,7 +127,8 @@ def doctor(run: Run, tell: Callable[[str], None] = lambda text: None, tokens: in
     if ranks.count > 1:
         raise ConfigError(f"{ranks.count} processes: the doctor plays several in one; start it without a launcher")
     run.prepare(None)
-    model = run.model().to(ranks.device)
+    model = run.model()
+    place(model, ranks)
     session = Session(run, ranks, model, fresh(named_parameters(model)))
     report = Report()
     done: dict[str, str] = {}

@@ -110,7 +110,7 @@ def _session(run: Run, ranks: Ranks, last: Checkpoint | None) -> Session:
     for part in idle_parts(named_parameters(model), [stage.train for stage in run.config.stages]):
         log.warning("model.%s has no learning rate in any stage: it stays as it was drawn", part)
     # Before there is an optimiser: its restored moments lie where the parameters do.
-    model.to(ranks.device)
+    place(model, ranks)
     with ranks.together():
         if ranks.main:
             _write_config(run)
@@ -118,6 +118,13 @@ def _session(run: Run, ranks: Ranks, last: Checkpoint | None) -> Session:
     if last is not None:
         kept |= ckpt.restore_weights(last.path, model)
     return Session(run, ranks, model, kept)
+
+
+def place(model: MultimodalModel, ranks: Ranks) -> None:
+    """Brings a model to its device, and finds out how it may attend there."""
+    model.to(ranks.device)
+    with ranks.autocast():
+        model.find_attention()
 
 
 def _stages(session: Session, last: Checkpoint | None) -> Iterator[tuple[StageConfig, Step, Assistant]]:

@@ -1,6 +1,6 @@
 """Attention in packs against the same with one dense mask, and how packs are cut for it."""
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -8,7 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
+from mmsft.model import attention
 from mmsft.model.attention import Block, Trees, Unsupported, attend_by_trees, blocks, visible
 from mmsft.types import Segment
 from tests.model.forests import SHAPES, caterpillar, chain_of, dense_mask, forest, pack_of, positions_of
@@ -175,8 +177,45 @@ def test_branches_meet_the_prefix_and_not_one_another() -> None:
 
 def test_a_long_thread_with_a_window_makes_no_long_mask() -> None:
     trees = trees_of((Segment(0, 4000),))
-    masks = [mask for mask in trees._plan(100).masks if mask is not None]
+    masks = [mask for mask in trees._plan(100, capped=False).masks if mask is not None]
     assert max(mask.numel() for mask in masks) <= 64 * (64 + 100)
+
+
+def test_capped_scores_which_are_held_are_never_those_of_a_long_block() -> None:
+    plan = trees_of((Segment(0, 4000),))._plan(None, capped=True)
+    assert max(plan.queries) == 64
+    assert all(mask is not None for mask in plan.masks)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (32, 50.0)])
+def test_packs_of_all_lengths_share_two_compilations_with_and_without_gradients(
+    window: int | None, softcap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("eager")
+    compiled = cache(lambda function, device: torch.compile(function, dynamic=True, fullgraph=True, backend=counter))
+    monkeypatch.setattr(attention, "_compiled", compiled)
+    # Layers with a window and layers without one take turns, as in Gemma 2; a pack may be a single token.
+    for grad in (True, False):
+        for tokens in (300, 500, 100, 1):
+            trees = trees_of(forest([(tokens, 0)]))
+            inputs = tuple(state.detach() for state in states(tokens, width=16))
+            with torch.set_grad_enabled(grad):
+                for asked in (None, window):
+                    trees.flex(*inputs, scale=0.25, window=asked, softcap=softcap)
+    assert counter.frame_count <= 4  # two functions, each with and without gradients
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_under_autocast_states_of_two_widths_meet_in_the_narrower() -> None:
+    segments = forest([(70, 0), (30, 1), (40, 1)])
+    query, key, value = (state.detach() for state in states(140, width=16))
+    expected = dense(query, key, value, dense_mask(segments), 0.25)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = trees_of(segments).attend(query, key, value.bfloat16(), scale=0.25)
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), expected, rtol=0, atol=3e-2)  # bf16 of values up to 4
 
 
 def test_a_tree_does_not_meet_the_long_path_of_the_tree_before_it() -> None:
@@ -188,9 +227,9 @@ def test_masks_are_made_once_for_all_layers() -> None:
     segments = forest([(5, 0), (6, 1), (7, 1)])
     trees, inputs = trees_of(segments, 6), states(18)
     trees.attend(*inputs, scale=1.0)
-    first = trees._plan(None)
+    first = trees._plan(None, capped=False)
     trees.attend(*inputs, scale=1.0)
-    assert trees._plan(None) is first
+    assert trees._plan(None, capped=False) is first
 
 
 def layer() -> nn.Module:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from mmsft.model.fusion import MultimodalModel
 from mmsft.model.generation import generate
 from mmsft.model.packs import why_not_packed
 from mmsft.objectives import sft
-from mmsft.types import Batch
+from mmsft.types import Batch, Pack
 from tests.data.chains import chain
 from tests.model.tiny import Row, batch_of, llama, llama_config
 from tests.parity.compare import packed
@@ -53,9 +54,8 @@ def one_more_is_seen(patch: pytest.MonkeyPatch) -> None:
     """The first token behind a subtree still sees it."""
     right = Trees.__init__
 
-    def init(trees: Trees, pack: Any, positions: Tensor) -> None:
-        right(trees, pack, positions, size=64)
-        trees._until = trees._until + 1
+    def init(trees: Trees, pack: Pack, positions: Tensor, size: int) -> None:
+        right(trees, replace(pack, until=pack.until + 1), positions, size)
 
     patch.setattr(Trees, "__init__", init)
 
