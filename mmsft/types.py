@@ -231,6 +231,7 @@ class Encoded:
         media: media in the order of their slots.
         source: number of the recipe's source it comes from.
         note: what the ledger is to say of how the row is used, or empty.
+        rows: ids of all conversations of which it is joined; empty = it is one. Their `id` then quotes the first few.
     """
 
     id: str
@@ -241,6 +242,12 @@ class Encoded:
     media: tuple[Placed, ...]
     source: int = 0
     note: str = ""
+    rows: tuple[str, ...] = ()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of all conversations in it."""
+        return self.rows or (self.id,)
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -284,11 +291,13 @@ class MediaBatch:
         groups: the distinct media.
         uses: appearances, in the order of their slots.
         slots: [S] indices into the flattened [B·T] tokens, those of the encoder if there is one.
+        tokens: [S] what fills them: indices into the tokens of all groups' media behind one another.
     """
 
     groups: tuple[MediaGroup, ...]
     uses: tuple[MediaUse, ...]
     slots: Tensor
+    tokens: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,4 +393,4 @@ def _map_media(media: MediaBatch, move: Callable[[Tensor], Tensor]) -> MediaBatc
     groups = tuple(
         replace(group, tensors={name: move(tensor) for name, tensor in group.tensors.items()}) for group in media.groups
     )
-    return MediaBatch(groups, media.uses, move(media.slots))
+    return MediaBatch(groups, media.uses, move(media.slots), move(media.tokens))

@@ -93,7 +93,7 @@ def test_map_reaches_every_tensor_of_a_batch() -> None:
         positions=whole,
         mask=whole.bool(),
         targets=BatchTargets(flat, flat, flat.float(), flat),
-        media={"image": MediaBatch((group,), (MediaUse(0, 0, 1, 0),), flat)},
+        media={"image": MediaBatch((group,), (MediaUse(0, 0, 1, 0),), flat, flat)},
     )
     seen: list[torch.Tensor] = []
 
@@ -102,7 +102,7 @@ def test_map_reaches_every_tensor_of_a_batch() -> None:
         return tensor + 1
 
     moved = batch.map(move)
-    assert len(seen) == 3 + len(dataclasses.fields(BatchTargets)) + 2
-    assert moved.media["image"].slots.item() == 1
+    assert len(seen) == 3 + len(dataclasses.fields(BatchTargets)) + 3
+    assert (moved.media["image"].slots.item(), moved.media["image"].tokens.item()) == (1, 1)
     assert moved.media["image"].groups[0].tensors["pixels"].sum() == 3
     assert moved.ids == batch.ids

@@ -149,8 +149,15 @@ def _media(
         groups, place = _groups(dict.fromkeys(placed.media for _, placed in used), reader, loaded)
         uses = tuple(MediaUse(*place[placed.media], count=len(placed.slots), row=row) for row, placed in used)
         slots = np.concatenate([places[row][placed.slots] for row, placed in used])
-        batches[name] = MediaBatch(groups, uses, torch.from_numpy(slots))
+        batches[name] = MediaBatch(groups, uses, torch.from_numpy(slots), tokens_of(groups, uses))
     return batches
+
+
+def tokens_of(groups: Sequence[MediaGroup], uses: Sequence[MediaUse]) -> Tensor:
+    """Returns `MediaBatch.tokens`; media of one group give as many tokens each."""
+    each = {use.group: use.count for use in uses}
+    starts = [0, *accumulate(len(group.keys) * each[number] for number, group in enumerate(groups))]
+    return torch.cat([starts[use.group] + use.index * use.count + torch.arange(use.count) for use in uses])
 
 
 def _groups(

@@ -64,10 +64,9 @@ class TimmEncoder(nn.Module):
         super().__init__()
         if spec.size is not None and hasattr(model, "set_input_size"):
             model.set_input_size(img_size=spec.size)
-        self.intermediate = spec.layer is not None
-        if self.intermediate:
-            # Pruning counts what is left, so that what is read is the last from here on.
-            model.prune_intermediate_layers([spec.layer], prune_norm=True, prune_head=True)
+        self.layers: list[int] | None = None
+        if spec.layer is not None:
+            self.layers = model.prune_intermediate_layers([spec.layer], prune_norm=True, prune_head=True)
         # Convolutions run about twice as fast on channels that lie together; the values are the same.
         self.model = model.to(memory_format=torch.channels_last)
         self.width = width
@@ -75,8 +74,8 @@ class TimmEncoder(nn.Module):
     def grid(self, pixels: Tensor) -> Tensor:
         """Returns the features as they lie in the picture, [N, width, h, w]."""
         features: Tensor
-        if self.intermediate:
-            options = {"indices": [-1], "norm": False, "intermediates_only": True, "output_fmt": "NCHW"}
+        if self.layers is not None:
+            options = {"indices": self.layers, "norm": False, "intermediates_only": True, "output_fmt": "NCHW"}
             (features,) = self.model.forward_intermediates(pixels, **options)
             return features
         features = self.model.forward_features(pixels)

@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from mmsft.config import ModelConfig
@@ -36,7 +37,10 @@ def build_model(config: ModelConfig, tokenizer: PreTrainedTokenizerFast, *, empt
         add_lora(decoder, config.decoder.lora)
     embedding: Any = decoder.get_input_embeddings()
     width = embedding.weight.shape[1]
-    towers = {name: Tower(tower.modality.value, tower.adapter.value, width) for name, tower in config.towers.items()}
+    towers = {
+        name: Tower(tower.modality.value, tower.adapter.value, width, getattr(torch, tower.dtype))
+        for name, tower in config.towers.items()
+    }
     model = MultimodalModel(decoder, towers)
     model.find_head()
     return model

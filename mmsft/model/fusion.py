@@ -284,12 +284,7 @@ def _features(tower: Tower, name: str, media: MediaBatch, batch: Batch) -> Tenso
             f"{_row(batch, media)} and others: {len(media.slots)} {name} slots in the batch, and tokens for {places}; "
             "a row was cut inside a medium, or collated wrongly"
         )
-    starts = [0]
-    for group in groups:
-        starts.append(starts[-1] + group.shape[0] * group.shape[1])
-    index = [torch.arange(use.count) + starts[use.group] + use.index * use.count for use in media.uses]
-    flat = torch.cat([group.flatten(0, 1) for group in groups])
-    return flat.index_select(0, torch.cat(index).to(flat.device))
+    return torch.cat([group.flatten(0, 1) for group in groups]).index_select(0, media.tokens)
 
 
 def _row(batch: Batch, media: MediaBatch) -> str:

@@ -1,7 +1,8 @@
 """A tower: an encoder of one modality and the adapter that turns its features into tokens."""
 
 from collections.abc import Mapping
-from typing import cast
+from contextlib import ExitStack
+from typing import Final, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from mmsft.adapters.spec import Adapter
 from mmsft.modalities.spec import Encoder, Features, Modality
 from mmsft.types import Grid
+
+_ROUNDED_BY_AUTOCAST: Final = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 
 
 class Tower(nn.Module):
@@ -18,17 +21,21 @@ class Tower(nn.Module):
     in a learning one too: a few pictures would spoil its statistics, and a step's loss would depend on how it is split.
     """
 
-    def __init__(self, modality: Modality, adapter: Adapter, width: int) -> None:
+    def __init__(self, modality: Modality, adapter: Adapter, width: int, dtype: torch.dtype = torch.float32) -> None:
         """Loads the encoder and builds a fresh adapter.
 
         Args:
             modality: gives the encoder.
             adapter: gives the adapter's module.
             width: of the decoder's embeddings.
+            dtype: of the encoder's matrices and filters, in which it then computes; float32 leaves that to autocast.
         """
         super().__init__()
         self.modality = modality
         self.encoder = modality.encoder()
+        self._held = dtype
+        if dtype != torch.float32:
+            _hold(self.encoder, dtype)
         self.adapter_spec = adapter
         self.adapter = adapter.build(cast(Encoder, self.encoder).width, width)
 
@@ -61,5 +68,20 @@ class Tower(nn.Module):
         for module in self.encoder.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-        with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-            return cast(Features, self.encoder(tensors))
+        device = next(iter(tensors.values())).device.type
+        with ExitStack() as how:
+            how.enter_context(torch.set_grad_enabled(learns and torch.is_grad_enabled()))
+            if self._held != torch.float32:
+                how.enter_context(torch.autocast(device, self._held))
+            features = cast(Features, self.encoder(tensors))
+        if self._held == torch.float32 or torch.is_autocast_enabled(device):
+            return features
+        return features._replace(values=features.values.float())
+
+
+def _hold(encoder: nn.Module, dtype: torch.dtype) -> None:
+    """Rounds what autocast would round at each use, and nothing else: the features are the same, bit for bit."""
+    for module in encoder.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(module, _ROUNDED_BY_AUTOCAST) and name in ("weight", "in_proj_weight"):
+                parameter.data = parameter.data.to(dtype)

@@ -79,11 +79,11 @@ def _refuse_low_precision(pattern: str, members: Sequence[str], names: Mapping[s
     for name in members:
         dtype = str(names[name].dtype).removeprefix("torch.")
         if dtype != "float32":
-            held = f"model.decoder.dtype: {dtype}" if name.startswith("decoder.") else f"its weights are {dtype}"
+            held = "model." + ("decoder" if name.startswith("decoder.") else ".".join(name.split(".")[:2])) + ".dtype"
             raise ConfigError(
-                f"train.{pattern}: {name} can't learn ({held}): steps smaller than its rounding would be lost; weights "
-                "that learn are held in float32, and `precision: bf16` computes with them in bf16. A decoder in "
-                f"{dtype} stays frozen, under LoRA if it is to change"
+                f"train.{pattern}: {name} can't learn ({held}: {dtype}): steps smaller than its rounding would be "
+                "lost; weights that learn are held in float32, and `precision: bf16` computes with them in bf16. A "
+                f"decoder in {dtype} stays frozen, under LoRA if it is to change"
             )
 
 

@@ -144,13 +144,16 @@ def test_timm_tokens_leave_out_the_class_token_and_know_their_grid(tmp_path: Pat
     torch.testing.assert_close(encoder({"pixels": pixels}).values, expected, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("layer", [1, -2, -1])
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "test_resnet", "test_convnext"])
 @torch.no_grad()
-def test_a_layer_of_timm_is_that_of_its_forward_intermediates(tmp_path: Path) -> None:
-    path = timm_file(tmp_path, "test_vit")
-    encoder: Any = Timm("test_vit", weights=str(path), layer=-2).encoder().eval()
-    own: Any = timm.create_model("test_vit", pretrained=False, checkpoint_path=str(path)).eval()
+def test_a_layer_of_timm_is_that_of_its_forward_intermediates(name: str, layer: int, tmp_path: Path) -> None:
+    path = timm_file(tmp_path, name)
+    encoder: Any = Timm(name, weights=str(path), layer=layer).encoder().eval()
+    own: Any = timm.create_model(name, pretrained=False, checkpoint_path=str(path)).eval()
     pixels = torch.randn(1, 3, 160, 160)
-    expected = own.forward_intermediates(pixels, norm=False, intermediates_only=True)[-2].flatten(2).transpose(1, 2)
+    layers = own.forward_intermediates(pixels, norm=False, intermediates_only=True)
+    expected = layers[layer].flatten(2).transpose(1, 2)
     torch.testing.assert_close(encoder({"pixels": pixels}).values, expected, atol=1e-6, rtol=1e-6)
 
 

@@ -19,6 +19,7 @@ from transformers import (
 
 from mmsft.adapters import Mlp2xGelu
 from mmsft.adapters.spec import Adapter
+from mmsft.data.collate import tokens_of
 from mmsft.modalities import Clip
 from mmsft.modalities.spec import Modality
 from mmsft.model.fusion import MultimodalModel
@@ -139,7 +140,7 @@ def _media(rows: Sequence[Row], slots: Tensor, grid: Grid) -> MediaBatch:
     for number, row in enumerate(rows):
         each = sum(token == IMG for token in row.ids) // max(1, len(row.images))
         uses += [MediaUse(0, index[key], each, number) for key, _ in row.images]
-    return MediaBatch((group,), tuple(uses), slots)
+    return MediaBatch((group,), tuple(uses), slots, tokens_of((group,), uses))
 
 
 def image(seed: int, side: int = 8) -> tuple[str, Tensor]:

@@ -1,0 +1,54 @@
+"""In which precision a tower's encoder is held, and what follows from it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmsft.adapters import Mlp2xGelu
+from mmsft.config import GroupConfig
+from mmsft.errors import ConfigError
+from mmsft.modalities import Clip
+from mmsft.model.names import named_parameters
+from mmsft.model.tower import Tower
+from mmsft.train.optim import select
+from mmsft.types import Grid
+from tests.model.tiny import clip_folder, llama, model_with_tower
+
+
+def towers(folder: Path) -> tuple[Tower, Tower]:
+    """One tower held in float32, and the same in bfloat16."""
+    modality = Clip(str(clip_folder(folder / "clip")))
+    full, half = Tower(modality, Mlp2xGelu(), 16).eval(), Tower(modality, Mlp2xGelu(), 16, torch.bfloat16).eval()
+    half.adapter.load_state_dict(full.adapter.state_dict())
+    return full, half
+
+
+def pixels() -> dict[str, Tensor]:
+    return {"pixels": torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))}
+
+
+@torch.no_grad()
+def test_an_encoder_held_in_bf16_computes_what_autocast_computes_bit_for_bit(tmp_path: Path) -> None:
+    full, half = towers(tmp_path)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, got = (tower(pixels(), Grid(1, 2, 2)) for tower in (full, half))
+    assert torch.equal(got, expected)
+    assert sum(parameter.dtype == torch.bfloat16 for parameter in half.encoder.parameters()) > 10
+
+
+@torch.no_grad()
+def test_without_autocast_its_features_are_rounded_and_its_adapters_tokens_are_fp32(tmp_path: Path) -> None:
+    full, half = towers(tmp_path)
+    expected, got = (tower(pixels(), Grid(1, 2, 2)) for tower in (full, half))
+    assert got.dtype == torch.float32
+    assert 0 < float((got - expected).norm() / expected.norm()) < 2e-2  # bf16 has 8 bits
+
+
+def test_an_encoder_held_in_bf16_can_not_learn_and_the_setting_is_named(tmp_path: Path) -> None:
+    model = model_with_tower(Clip(str(clip_folder(tmp_path / "clip"))), decoder=llama())
+    _, model.towers["image"] = towers(tmp_path)
+    with pytest.raises(ConfigError, match=r"can't learn \(model\.towers\.image\.dtype: bfloat16\)"):
+        select(named_parameters(model), {"towers.image.encoder": GroupConfig(lr=1e-4)})
+    select(named_parameters(model), {"towers.image.adapter": GroupConfig(lr=1e-4)})
