@@ -25,6 +25,7 @@ from mmsft.config.values import (
 from mmsft.duration import Duration
 
 _MICRO_TOKENS: Final = 4096
+_JOINED: Final = 64
 
 
 class Strict(BaseModel):
@@ -92,10 +93,13 @@ class TowerConfig(Strict):
     Attributes:
         modality: how its files are read and encoded; `kind` chooses it, the other keys are the kind's own.
         adapter: how the features become tokens; `kind` chooses it, the other keys are the kind's own.
+        dtype: in which the encoder's weights are held, fp32 if they learn. bfloat16 takes half the memory, and under
+            ``precision: bf16`` no weight is rounded again for each batch.
     """
 
     modality: ModalitySpec
     adapter: AdapterSpec
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
 class ModelConfig(Strict):
@@ -173,7 +177,8 @@ class RecipeConfig(Strict):
         join: ``shared_prefix`` lets rows of a source that begin alike (same system message, and the same first question
             up to its last medium, or all of it where it has none) follow one another, so that what those of one step
             share goes through the model once. Rows stay examples of their own.
-        join_limit: most rows that follow one another so. More spare more tokens, fewer leave steps more varied.
+        join_limit: most rows that follow one another so; 64 where it isn't given, and only with `join`. More spare more
+            tokens, fewer leave steps more varied.
     """
 
     sources: Annotated[
@@ -186,7 +191,7 @@ class RecipeConfig(Strict):
     budget: Fraction = 0.01
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     join: Literal["shared_prefix"] | None = None
-    join_limit: int = Field(default=64, ge=2)
+    join_limit: int | None = Field(default=None, ge=2)
 
     @field_validator("validation")
     @classmethod
@@ -198,6 +203,18 @@ class RecipeConfig(Strict):
             if len(names) == 1:
                 raise ValueError(f"holding out {value.source!r}, the recipe's only source, leaves nothing to train on")
         return value
+
+    @field_validator("join_limit")
+    @classmethod
+    def _limits_something(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and "join" in info.data and info.data["join"] is None:
+            raise ValueError(f"{value} limits nothing without join; add `join: shared_prefix`, or leave join_limit out")
+        return value
+
+    @property
+    def joined_at_most(self) -> int:
+        """Most rows that follow one another since they begin alike."""
+        return _JOINED if self.join_limit is None else self.join_limit
 
     @property
     def source_names(self) -> tuple[str, ...]:

@@ -13,8 +13,8 @@ from mmsft.config import RecipeConfig, SourceConfig
 from mmsft.data.formats import FORMATS, Format, format_named
 from mmsft.data.formats.media_tags import media_in_columns
 from mmsft.data.media import resolve
-from mmsft.data.order import permutation
-from mmsft.data.shared import beginning, group
+from mmsft.data.order import Numbers, permutation
+from mmsft.data.shared import beginning, group, key
 from mmsft.data.sources import Rows, open_rows
 from mmsft.data.split import Drawn, draw
 from mmsft.errors import ConfigError, DataError, Problems, suggest
@@ -129,9 +129,14 @@ class Mixture:
             train, out = train[~drawn.held_out], train[drawn.held_out]
         self.train: Ints = train
         self.held_out: Ints = out[permutation(split.seed, 0, len(out))] if split else out
-        self.groups: Ints | None = None
-        if recipe.join:
-            self.groups = group((self._beginning(pair) for pair in train), recipe.join_limit)
+        self._joined_at_most = recipe.joined_at_most if recipe.join else None
+        self.groups: Numbers | None = self.together(train)
+
+    def together(self, pairs: Ints) -> Numbers | None:
+        """Returns a number for each of the rows [n, 2], the same for those that begin alike; None = none are joined."""
+        if self._joined_at_most is None:
+            return None
+        return group(np.fromiter(map(self._beginning, pairs), np.uint64, len(pairs)), self._joined_at_most)
 
     def conversation(self, pair: Ints) -> Conversation:
         """Reads the row (source, row)."""
@@ -141,13 +146,13 @@ class Mixture:
         """Returns the id of the row (source, row), also of one that can't be read."""
         return self.sources[int(pair[0])].rows.row_id(int(pair[1]))
 
-    def _beginning(self, pair: Ints) -> bytes | None:
-        """Returns what rows of one source can share with the row; None for one that can't be read."""
-        source = int(pair[0])
+    def _beginning(self, pair: Ints) -> int:
+        """Returns a key of what rows of one source can share with the row; one that can't be read is by itself."""
+        source, row = int(pair[0]), int(pair[1])
         try:
-            return b"%d " % source + beginning(self.sources[source].written(int(pair[1])))
+            return key((source, beginning(self.sources[source].written(row))))
         except DataError:
-            return None
+            return key((source, row))
 
     def _shown(self, pair: Ints) -> list[bytes]:
         """Returns what a row shows: its media as it writes them, wherever the data lies, or itself."""

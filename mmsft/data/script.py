@@ -78,6 +78,14 @@ class Script:
             self._show_reasoning(path[: path.index(turn) + 1])
         return [self._reply(path[: path.index(turn) + 1], self.render(path)) for turn in turns]
 
+    def parted(self, paths: Sequence[Sequence[int]]) -> str:
+        """Says where branches don't begin with the same text though they have turns in common; empty if all do."""
+        for number, path in enumerate(paths[1:], 1):
+            shared, near = max((_alike(path, other), other) for other in paths[:number])
+            if 0 < shared < min(len(path), len(near)) and (told := self._told_apart(path[:shared], path, near)):
+                return told
+        return ""
+
     def check(self, path: Sequence[int], text: str, generate: bool = False) -> None:
         """Checks that rendered text holds all that its turns say.
 
@@ -135,6 +143,18 @@ class Script:
                 return Reply(turn, len(prompt), stop, end)
         raise self._broken(turn, full, whole)
 
+    def _told_apart(self, shared: Sequence[int], path: Sequence[int], near: Sequence[int]) -> str:
+        try:
+            alone = self.render(shared)
+        except DataError:
+            return ""  # a template need not know what to do with half of a conversation
+        one, other = self.render(path), self.render(near)
+        kept = _alike(alone, one), _alike(alone, other)
+        # The end of the last turn may change with what follows, as long as it does so in each branch.
+        if _alike(one, other) >= max(kept):
+            return ""
+        return self._broken(shared[-1], alone, one if kept[0] < kept[1] else other).what
+
     def _show_reasoning(self, path: Sequence[int]) -> None:
         """Has the last turn's reasoning written: by the template, else as part of what the turn says."""
         reasoning = self.messages[path[-1]].get("reasoning_content")
@@ -181,7 +201,7 @@ class Script:
         )
 
     def _broken(self, turn: int, before: str, after: str) -> PrefixBroken:
-        at = next((at for at, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), len(after))
+        at = _alike(before, after)
         old, new = (repr(self.messages.shown(text[max(0, at - 20) : at + 40])) for text in (before, after))
         return PrefixBroken(
             f"{self.conversation.id}: the chat template {self._template.name!r} doesn't keep what it wrote at turn "
@@ -189,3 +209,9 @@ class Script:
             "In training its tokens would not be those of inference; use a variant of the template for training, or "
             "template_kwargs that turn thinking off",
         )
+
+
+def _alike(one: Sequence[object], other: Sequence[object]) -> int:
+    """Returns how many items two sequences begin with in common."""
+    pairs = enumerate(zip(one, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))

@@ -9,6 +9,8 @@ from typing import Any
 from mmsft.config import StageConfig
 from mmsft.data.ledger import Entry
 from mmsft.data.loader import order_of
+from mmsft.data.order import Numbers
+from mmsft.data.shared import tell
 from mmsft.errors import Problems
 from mmsft.model.export import rehearsal_problem
 from mmsft.model.fusion import MultimodalModel
@@ -169,24 +171,37 @@ def _data(run: Run, stage: StageConfig, rows: int) -> Iterator[tuple[str, str]]:
     mixture = run.mixture(stage.recipe)
     total, held_out = len(mixture.train), len(mixture.held_out)
     first = order_of(mixture, run.order_seed(stage)).at(0, min(rows, total))
-    yield from _rows(run, stage, f"{total:,} rows", mixture.train[first])
+    together = None
+    if mixture.groups is not None:
+        together = mixture.groups[first]
+        idle = mixture.groups.max() + 1 == total
+        yield "notes" if idle else "facts", f"stage {stage.name}: {tell(mixture.groups)}"
+    yield from _rows(run, stage, f"{total:,} rows", mixture.train[first], together)
     if held_out:
         yield from _rows(run, stage, f"{held_out:,} rows held out", mixture.held_out[:rows])
 
 
-def _rows(run: Run, stage: StageConfig, whole: str, pairs: Ints) -> Iterator[tuple[str, str]]:
-    """Encodes rows, the first of a whole, and loads their media."""
+def _rows(
+    run: Run, stage: StageConfig, whole: str, pairs: Ints, together: Numbers | None = None
+) -> Iterator[tuple[str, str]]:
+    """Encodes rows, the first of a whole, and loads their media; neighbours of one number are joined."""
     mixture = run.mixture(stage.recipe)
     encoding = run.encoding(stage)
     read: list[Encoded] = []
     lost: list[Entry] = []
+    numbers: list[int] = []
     for start in range(0, len(pairs), 32):
         some = encoding.read(mixture, pairs[start : start + 32])
         read, lost = [*read, *some.rows.values()], lost + some.lost
+        numbers += [start + number for number in some.rows]
     yield "facts", f"stage {stage.name}: {whole}; {len(read)} of the first {len(pairs)} read"
     if read:
         tokens, learned = mean(len(row) for row in read), mean(len(row.targets) for row in read)
         yield "facts", f"stage {stage.name}: {tokens:.1f} tokens a row, {learned:.1f} of them learned"
+        if together is not None:
+            trees = encoding.joined(read, together[numbers].tolist())
+            spared = 1 - sum(map(len, trees)) / sum(map(len, read))
+            yield "facts", f"stage {stage.name}: {spared:.1%} of these rows' tokens are spared, since rows share them"
     for row in lost[:_SHOWN]:
         yield "notes" if read else "problems", f"stage {stage.name}: {row.reason}"
     if len(lost) > stage.recipe.budget * len(pairs):

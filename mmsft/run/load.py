@@ -18,6 +18,7 @@ from mmsft.data.encoding import Encoding
 from mmsft.data.media_reader import MediaReader
 from mmsft.data.mixture import Mixture
 from mmsft.data.seq2seq import Sides
+from mmsft.data.shared import tell
 from mmsft.data.template import resolve_template, template_in_file
 from mmsft.data.tokens import Tokenizer
 from mmsft.errors import ConfigError, Problems
@@ -174,7 +175,7 @@ class Run:
             used = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
             yield f"  data {source.name}: {used}, of {len(source.rows):,} rows, {source.config.format}"
         if mixture.groups is not None:
-            yield f"  joined  rows that begin alike, in {mixture.groups.max() + 1:,} groups"
+            yield f"  joined  {tell(mixture.groups)}"
         for group in groups:
             count = sum(names[name].numel() for name in group.names)
             yield f"  learns  {group.pattern:<32} {count:>13,} parameters at {group.config.lr:g}"

@@ -55,6 +55,7 @@ class Shown:
         added: texts of the tokenizer's control tokens; a row that holds one as text is not to look like the token.
         error: why the row can't be used.
         thread: its number among the row's `threads`.
+        group: number of the rows that begin alike and are joined, if the recipe joins rows.
     """
 
     id: str
@@ -63,18 +64,21 @@ class Shown:
     error: str | None = None
     thread: int = 1
     threads: int = 1
+    group: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the row as JSON has it."""
         tokens = [asdict(token) for token in self.tokens]
-        return {"row": self.id, "thread": self.thread, "threads": self.threads, "error": self.error, "tokens": tokens}
+        place = {"row": self.id, "group": self.group, "thread": self.thread, "threads": self.threads}
+        return {**place, "error": self.error, "tokens": tokens}
 
     def text(self) -> str:
         """Returns the row for a terminal or a file: learned text in ⟦ ⟧, media in ⟨ ⟩, typed control tokens marked."""
         console = Console(highlight=False, soft_wrap=True)
         with console.capture() as captured:
+            group = "" if self.group is None else f", group {self.group}"
             of = f", thread {self.thread} of {self.threads}" if self.threads > 1 else ""
-            console.print(Styled(f"── {self.id}{of} ──", style="bold"))
+            console.print(Styled(f"── {self.id}{group}{of} ──", style="bold"))
             if self.error:
                 console.print(Styled(self.error, style="red"))
             else:
@@ -144,15 +148,17 @@ def show_rows(run: Run, stage: str | None, start: int, rows: int) -> Iterator[Sh
         raise ConfigError(f"--start {start}: stage {chosen.name} trains on {count} rows; write 0 to {count - 1}")
     for row in order_of(mixture, seed).at(start, min(start + rows, count)):
         pair = mixture.train[row]
+        group = None if mixture.groups is None else int(mixture.groups[row])
         try:
             encoded = encoder.encode(mixture.conversation(pair))
         except DataError as error:
-            yield Shown(mixture.row_id(pair), error=str(error))
+            yield Shown(mixture.row_id(pair), error=str(error), group=group)
             continue
         chains = threads(encoded)
         for number, chain in enumerate(chains, 1):
             tokens = tuple(_tokens(chain, encoder.tokenizer))
-            yield Shown(encoded.id, tokens, encoder.tokenizer.added, thread=number, threads=len(chains))
+            added = encoder.tokenizer.added
+            yield Shown(encoded.id, tokens, added, thread=number, threads=len(chains), group=group)
 
 
 def stage_named(run: Run, name: str | None) -> StageConfig:

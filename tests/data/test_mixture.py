@@ -2,6 +2,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mmsft.config import RecipeConfig
@@ -164,3 +166,45 @@ def test_a_broken_row_stays_for_the_ledger(lab: Lab, tmp_path: Path) -> None:
     recipe["sources"][0] |= {"path": str(file), "where": {"kind": ["short", "long"]}}
     mixture = open_recipe(recipe)
     assert {"rows.jsonl:3", "rows.jsonl:4"} <= {mixture.row_id(pair) for pair in mixture.train}
+
+
+def joined(rows: Path, **changes: Any) -> Mixture:
+    source = {"path": str(rows), "format": "llava"}
+    return open_recipe({"sources": [source], "template": "chatml", "join": "shared_prefix", **changes})
+
+
+def test_rows_of_one_source_that_show_one_picture_are_a_group_of_at_most_the_limit(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [row(number, f"{number % 2}.png") for number in range(140)])
+    assert joined(file, join_limit=3).groups.tolist()[:8] == [0, 1, 0, 1, 0, 1, 2, 3]  # type: ignore[union-attr]
+    assert np.bincount(joined(file).groups).tolist() == [64, 64, 6, 6]  # type: ignore[arg-type]
+
+
+def test_pictures_of_one_name_in_two_sources_or_with_other_bytes_in_one_are_not_joined(tmp_path: Path) -> None:
+    """The folders of two sources are other folders; a row of Parquet may bring its picture along under any name."""
+    (tmp_path / "b").mkdir()
+    files = [write_rows(tmp_path / name, [row(1, "same.png")] * 2) for name in ("same.jsonl", "b/same.jsonl")]
+    both = [{"path": str(file), "format": "llava", "name": str(number)} for number, file in enumerate(files)]
+    groups = open_recipe({"sources": both, "template": "chatml", "join": "shared_prefix"}).groups
+    assert groups is not None
+    assert groups.tolist() == [0, 0, 1, 1]
+    shown = [row(1, "same.png") | {"image": {"path": "same.png", "bytes": data}} for data in (b"cat", b"dog", b"cat")]
+    pq.write_table(pa.Table.from_pylist(shown), tmp_path / "rows.parquet")
+    groups = joined(tmp_path / "rows.parquet").groups
+    assert groups is not None
+    assert groups.tolist() == [0, 1, 0]
+
+
+def test_rows_that_can_not_be_read_are_joined_with_none(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [row(1, "a.png"), row(1, "a.png")])
+    file.write_text(2 * "{}\n" + file.read_text(encoding="utf-8") + "{}\n", encoding="utf-8")
+    groups = joined(file).groups
+    assert groups is not None
+    assert groups.tolist() == [0, 1, 2, 2, 3]
+
+
+def test_a_limit_without_join_is_refused_since_it_would_limit_nothing(lab: Lab) -> None:
+    for recipe in (lab.recipe(join_limit=8), lab.recipe(join_limit=8, join=None)):
+        with pytest.raises(ConfigError, match=r"recipe\.join_limit: 8 limits nothing.*`join: shared_prefix`, or"):
+            lab.run("limit", [lab.stage(recipe=recipe)])
+    alone = lab.run("alone", [lab.stage()]).config.stages[0].recipe
+    assert RecipeConfig.model_validate(alone.model_dump()).join_limit is None

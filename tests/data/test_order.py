@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -56,6 +58,31 @@ def test_groups_and_the_rows_in_them_are_shuffled_anew_each_epoch() -> None:
     epochs = [order.at(50 * epoch, 50 * (epoch + 1)) for epoch in range(3)]
     assert len({tuple(groups[rows][::5]) for rows in epochs}) == 3
     assert len({tuple(row for row in rows if groups[row] == 0) for rows in epochs}) > 1
+
+
+def test_an_order_of_groups_is_the_same_on_every_machine() -> None:
+    groups = np.array([0, 1, 0, 2, 1, 0, 2, 3])
+    assert Order(7, 8, groups).at(3, 13).tolist() == GROUPED
+
+
+GROUPED = [2, 0, 5, 1, 4, 0, 2, 5, 7, 4]
+
+
+@pytest.mark.parametrize("together", [1, 8])
+def test_an_epoch_is_held_in_4_bytes_a_row_and_no_other_epoch_beside_it(together: int) -> None:
+    rows = 400_000
+    order = Order(0, rows, np.arange(rows, dtype=np.int32) // together if together > 1 else None)
+    Order(1, 1).at(0, 1)  # nothing else is held
+    tracemalloc.start()
+    for epoch in range(3):
+        order.at(epoch * rows, epoch * rows + 1)
+        held = tracemalloc.get_traced_memory()[0]
+        # Beside the rows' numbers a few objects.
+        assert held < 4.1 * rows
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # The epoch before, this one, and what sorts it: 8 bytes for a key, 4 each for a row, its place and its index.
+    assert peak < 32 * rows
 
 
 def test_large_groups_stand_anywhere() -> None:

@@ -148,3 +148,35 @@ def test_arguments_are_json_text_where_the_template_wants_text() -> None:
     talk = conversation(user("add"), call, Turn("tool", (Text("18"),), name="add"))
     assert encoder.template.as_json
     assert '{"a": "<|im_end|> 17"}' in encoder.tokenizer.decode(encoder.prompt(talk).input_ids.tolist())
+
+
+def forked(*turns: Turn) -> Conversation:
+    """A talk whose last two turns are a branch beside those behind the first two."""
+    *talk, ask, answer = turns
+    return conversation(*talk, replace(ask, parent=1), answer)
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file.stem not in NEVER], ids=lambda file: file.stem)
+def test_branches_that_a_template_writes_alike_share_what_comes_before_them(file: Path) -> None:
+    by = replace(encoder_for(file), learn="completion")
+    tree = forked(user("one"), assistant("two"), user("three"), assistant("four"), user("five"), assistant("six"))
+    unanswered = forked(user("one"), assistant("two"), user("three"), user("five"), assistant("six"))
+    encoded = by.encode(tree)
+    assert (encoded.note, by.encode(unanswered).note) == ("", "")
+    assert len(encoded) < sum(len(thread) for thread in threads(encoded))
+
+
+def test_branches_that_a_template_tells_apart_run_as_threads_and_the_ledger_has_a_line() -> None:
+    """One branch goes on with a tool's answer: there Qwen3's template keeps thinking, which it drops before a user."""
+    call = Turn("assistant", (Text("let me see"),), 0.0, reasoning="a hard one", tool_calls=(ToolCall("look", {}),))
+    tree = forked(user("what?"), call, Turn("tool", (Text("a cat"),)), assistant("it"), user("why?"), assistant("so"))
+    found = {}
+    for name in ("qwen3", "qwen3_training"):
+        by = encoder_for(next(file for file in FILES if file.stem == name))
+        found[name] = by.encode(tree)
+        for path, thread in zip(tree.threads(), threads(found[name]), strict=True):
+            single = Conversation("one", tuple(replace(tree.turns[index], parent=-1) for index in path))
+            assert thread.input_ids.tolist() == by.encode(single).input_ids.tolist()
+    assert "doesn't keep what it wrote at turn 1: " in found["qwen3"].note
+    assert found["qwen3"].note.endswith("its branches run as threads that share only what comes before that")
+    assert found["qwen3_training"].note == ""

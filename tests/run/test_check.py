@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from transformers import AutoModelForCausalLM, GraniteConfig, GraniteForCausalLM
 from mmsft.errors import ConfigError
 from mmsft.run import execute, load_run
 from mmsft.run.check import Report, check
-from tests.makers import Lab, finish, row, write_rows
+from tests.makers import COLOURS, Lab, finish, row, write_rows
 from tests.model.tiny import llama_config
 
 
@@ -200,3 +201,18 @@ def test_threads_that_move_the_rotary_embeddings_of_their_neighbours_are_refused
     with pytest.raises(ConfigError, match="beside one of more than 128 tokens: set length to 128 or less"):
         finish(lab.run("b"))
     assert problems_of(lab, lab.stage(recipe=lab.recipe(length=128))) == ""
+
+
+@pytest.mark.parametrize("pictures", [2, 8])
+def test_what_joining_spares_is_told_and_noted_where_it_is_nothing(lab: Lab, pictures: int) -> None:
+    rows = [row(number, f"images/{COLOURS[number % pictures]}.png") for number in range(8)]
+    write_rows(lab.folder / "asked.jsonl", rows)
+    report = check(lab.run("a", [lab.stage(recipe=lab.recipe("asked.jsonl", join="shared_prefix"))]))
+    assert report.problems == []
+    if pictures == 8:
+        assert holding(report, "align: no two rows begin alike, so that `join` spares nothing")
+    else:
+        assert "stage align: 8 of 8 rows begin like another one, in 2 groups of at most 4" in report.facts
+        (spared,) = [fact for fact in report.facts if "are spared" in fact]
+        # Three of four rows needn't read the turn's beginning and their picture again.
+        assert float(re.findall(r"([\d.]+)% of these rows' tokens", spared)[0]) > 25

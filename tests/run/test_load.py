@@ -6,7 +6,7 @@ from mmsft.errors import CheckpointError, ConfigError, MmsftError
 from mmsft.model.names import named_parameters
 from mmsft.run import Run, execute, load_run
 from mmsft.run.load import newest
-from tests.makers import Lab, finish, saved, write_rows
+from tests.makers import COLOURS, Lab, finish, row, saved, write_rows
 
 
 @pytest.fixture
@@ -85,3 +85,14 @@ def test_describe_counts_the_rows_that_are_used(lab: Lab) -> None:
     described = lab.run("a", [lab.stage(recipe=recipe)]).describe()
     assert "data rows: 7 trained on, of 24 rows, llava" in described
     assert "data more.jsonl: 5 held out, of 5 rows, llava" in described
+
+
+def test_describe_counts_the_rows_that_begin_alike(lab: Lab) -> None:
+    def told(count: int) -> str:
+        rows = [row(number, f"images/{COLOURS[number // 3]}.png") for number in range(0, 21, count)]
+        write_rows(lab.folder / "asked.jsonl", rows)
+        recipe = lab.recipe("asked.jsonl", join="shared_prefix", join_limit=2)
+        return lab.run("a", [lab.stage(recipe=recipe)]).describe()
+
+    assert "joined  14 of 21 rows begin like another one, in 7 groups of at most 2" in told(1)
+    assert "joined  no two rows begin alike, so that `join` spares nothing" in told(3)

@@ -1,10 +1,12 @@
+from itertools import groupby
+
 import pytest
 
 from mmsft.data.mixture import Mixture
 from mmsft.errors import ConfigError
 from mmsft.run.show import Shown, show_rows
 from mmsft.types import Conversation, Media, Part, Text, Turn
-from tests.makers import Lab
+from tests.makers import COLOURS, Lab, row, write_rows
 
 
 def one_row(lab: Lab, monkeypatch: pytest.MonkeyPatch, asked: tuple[Part, ...], answer: str, weight: float) -> Shown:
@@ -68,3 +70,14 @@ def test_ids_and_control_tokens_are_shown(lab: Lab) -> None:
     assert {token.text for token in shown.tokens if token.control} == {"<|im_start|>", "<|im_end|>"}
     words = shown.text().replace("[", "").replace("]", "").split()
     assert {str(token.id) for token in shown.tokens} <= set(words)
+
+
+def test_rows_that_are_joined_follow_one_another_with_the_number_of_their_group(lab: Lab) -> None:
+    write_rows(lab.folder / "asked.jsonl", [row(number, f"images/{COLOURS[number % 3]}.png") for number in range(9)])
+    run = lab.run("a", [lab.stage(recipe=lab.recipe("asked.jsonl", join="shared_prefix"))])
+    shown = list(show_rows(run, None, 0, 9))
+    assert len([1 for number, _ in groupby(shown, key=lambda each: each.group)]) == 3
+    assert {int(each.id.split(":")[1]) % 3 for each in shown[:3]} == {(int(shown[0].id.split(":")[1])) % 3}
+    assert shown[0].text().startswith(f"── {shown[0].id}, group {shown[0].group} ──")
+    assert shown[0].as_dict()["group"] == shown[0].group
+    assert next(show_rows(lab.run("b"), None, 0, 1)).as_dict()["group"] is None
