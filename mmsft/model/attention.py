@@ -195,14 +195,24 @@ class Trees:
             softcap: bends products to lie within ±softcap.
             dropout: part of the weights that is left out.
         """
-        if torch.is_autocast_enabled(self._device.type):
-            # Rotary embeddings leave queries and keys wider than values.
-            dtype = torch.get_autocast_dtype(self._device.type)
-            query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
         if self._device.type == "cuda":
             if not dropout:
                 return self.flex(query, key, value, scale=scale, window=window, softcap=softcap)
             _tell_of_dropout()
+        return self.in_blocks(query, key, value, scale=scale, window=window, softcap=softcap, dropout=dropout)
+
+    def in_blocks(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+        dropout: float = 0.0,
+    ) -> Tensor:
+        """Does what `attend` does block by block, on any device."""
         call = _Call(scale, softcap, dropout)
         plan = self._plan(window, capped=softcap is not None)
         if len(plan.masks) == 1:
@@ -328,6 +338,10 @@ def attend_by_trees(
     if odd or attention_mask is not None:
         what = ", ".join(odd) or "a mask"
         raise Unsupported(f"{type(module).__name__} hands attention {what}, which trees can't take")
+    if torch.is_autocast_enabled(query.device.type):
+        # Rotary embeddings leave queries and keys wider than values.
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = how.get("scaling")
     out = trees.attend(
         query,

@@ -1,4 +1,4 @@
-"""Counts what a decoder isn't needed for: targets in their places, positions, and what towers encode."""
+"""Counts what can be counted: targets in their places, their weights, positions, and what towers encode."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,16 +6,18 @@ from dataclasses import replace
 from itertools import repeat
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmsft.data.chat import MARKER, ChatEncoder
+from mmsft.data.collate import Loaded, collate, pack
 from mmsft.data.media_reader import MediaReader
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.modes import evaluating
 from mmsft.model.tower import Tower
 from mmsft.run.invariance import Check, distance
-from mmsft.types import PREVIOUS, Batch, Conversation, Encoded, Media, MediaBatch
+from mmsft.types import PREVIOUS, Batch, Conversation, Encoded, Ints, Media
 
 
 def equal(what: str, reference: int, variant: int) -> Check:
@@ -35,14 +37,17 @@ def targets(
     """
     rows = [encoder.encode(conversation) for conversation in conversations]
     count = sum(len(row.targets) for row in rows)
+    weight = float(sum(row.targets.weight.sum() for row in rows))
     for name, batch in batches.items():
         yield equal(f"targets of the rows, and in {name}", count, len(batch.targets.token))
-        yield equal(f"targets in {name}, and that follow their position", count, int(_follows(batch).sum()))
+        yield equal(f"targets in {name}, and those that follow their position", count, int(_follows(batch).sum()))
+        found = batch.targets.weight.sum().item()
+        yield Check(f"weight of the rows, and in {name}", weight, found, abs(found / weight - 1), 1e-6)
     if encoder.learn == "all":
         plain = [row for row, conversation in zip(rows, conversations, strict=True) if _plain(conversation)]
         taken = sum(len(row.targets) for row in plain)
         yield equal(
-            "tokens of plain rows that have one before them, and targets", sum(map(len, plain)) - len(plain), taken
+            "tokens of plain rows but for the first, and their targets", sum(map(len, plain)) - len(plain), taken
         )
         return
     replies = [reply for conversation in conversations for reply in _replies(conversation, encoder)]
@@ -50,8 +55,13 @@ def targets(
     yield equal("targets of the replies one by one, and of the rows", sum(len(row.targets) for row in alone), count)
     learned = [row.targets.token.tolist() for row in alone]
     answers = sum(map(_answers, repeat(encoder), replies, alone, learned))
-    yield equal("replies, and learned from where a prompt ends to their own end", len(replies), answers)
-    yield equal("replies, and learned as they are written", len(replies), _as_written(encoder, replies, learned))
+    yield equal("replies, and those learned from where a prompt ends to their own end", len(replies), answers)
+    written = _as_written(encoder, replies, learned)
+    yield equal("replies, and those learned as they are written", len(replies), written)
+    weighed = sum(
+        bool((row.targets.weight == reply.turns[-1].weight).all()) for reply, row in zip(replies, alone, strict=True)
+    )
+    yield equal("replies, and those learned with their weight", len(replies), weighed)
 
 
 def _follows(batch: Batch) -> Tensor:
@@ -74,9 +84,9 @@ def _follows(batch: Batch) -> Tensor:
 
 
 def _plain(conversation: Conversation) -> bool:
-    """Tells whether all of it is text in one thread, and weighs the same."""
+    """Tells whether all of it is text in one thread, none of it without weight."""
     turns = conversation.turns
-    return len(conversation.threads()) == 1 and all(turn.weight == 1 and not turn.media for turn in turns)
+    return len(conversation.threads()) == 1 and all(turn.weight > 0 and not turn.media for turn in turns)
 
 
 def _replies(conversation: Conversation, encoder: ChatEncoder) -> Iterator[Conversation]:
@@ -147,27 +157,61 @@ def positions(name: str, batch: Batch) -> Check:
         for segment in batch.pack.segments:
             before = 0 if segment.parent < 0 else int(counted[batch.pack.segments[segment.parent].end - 1]) + 1
             counted[segment.start : segment.end] = before + torch.arange(segment.end - segment.start)
-    return equal(f"tokens in {name}, and that count their own thread", len(given), int((given == counted).sum()))
+    right = int((given == counted).sum())
+    return equal(f"tokens in {name}, and those whose position counts their own thread", len(given), right)
 
 
 @torch.no_grad()
-def towers(model: MultimodalModel, reader: MediaReader, batch: Batch) -> Iterator[Check]:
-    """Counts what the towers encode for a batch, and compares what fills its slots with each medium's own tokens."""
+def towers(model: MultimodalModel, reader: MediaReader, loaded: Loaded, rows: Sequence[Encoded]) -> Iterator[Check]:
+    """Counts what towers encode for a batch, and compares what fills its rows' slots with each medium's own tokens.
+
+    Args:
+        model: on its device.
+        reader: of the media.
+        loaded: all of the rows' media.
+        rows: threads, if a decoder takes no packs.
+    """
     device = next(model.parameters()).device
-    batch = batch.map(lambda tensor: tensor.to(device))
+    batch = (pack if model.packs else collate)(rows, reader, loaded).map(lambda tensor: tensor.to(device))
     encoded = dict.fromkeys(batch.media, 0)
     with evaluating(model):
-        hooks = [_tower(model, name).encoder.register_forward_hook(_counting(encoded, name)) for name in batch.media]
-        filled = model.embed(batch).flatten(0, 1)
+        hooks = [_tower(model, name).encoder.register_forward_hook(_counting(encoded, name)) for name in encoded]
+        model(batch)
         for hook in hooks:
             hook.remove()
-        for name, media in batch.media.items():
-            used = [media.groups[use.group].keys[use.index] for use in media.uses]
-            yield equal(f"distinct {name} media, and encoded", len(set(used)), encoded[name])
-            alone = _alone(_tower(model, name), reader, media, device)
-            apart = distance(alone, filled[media.slots])
+        embedded = model.embed(batch)
+        places = _places(rows, 0 if model.packs else embedded.shape[1])
+        for name, count in encoded.items():
+            used = [
+                (placed.media, place[placed.slots])
+                for row, place in zip(rows, places, strict=True)
+                for placed in row.media
+                if placed.media.modality == name
+            ]
+            own = {medium: _alone(_tower(model, name), reader, medium, device) for medium, _ in used}
+            yield equal(f"distinct {name} media, and those encoded", len(own), count)
+            expected = torch.cat([own[medium] for medium, _ in used])
+            filled = embedded.flatten(0, 1)[torch.from_numpy(np.concatenate([slots for _, slots in used])).to(device)]
             bound = 1e-5 if filled.dtype == torch.float32 else 2e-2
-            yield Check(f"{name} tokens", float(alone.norm()), float(filled[media.slots].norm()), apart, bound)
+            norms = float(expected.norm()), float(filled.norm())
+            yield Check(f"{name} tokens by themselves, and in their slots", *norms, distance(expected, filled), bound)
+
+
+def _places(rows: Sequence[Encoded], width: int) -> Iterator[Ints]:
+    """Yields where a row's tokens lie among the embeddings, flattened.
+
+    Args:
+        rows: in the order of the batch.
+        width: of padded rows; for an encoder–decoder of prompts, each of them a row. 0 = there is no padding.
+    """
+    start = 0
+    for row in rows:
+        place = start + np.arange(len(row))
+        prompts = [segment for segment in row.segments if segment.parent < 0] if row.two_sided else []
+        for number, prompt in enumerate(prompts):
+            place[prompt.start : prompt.end] = start + number * width + np.arange(prompt.end - prompt.start)
+        yield place
+        start += width * max(1, len(prompts)) if width else len(row)
 
 
 def _tower(model: MultimodalModel, name: str) -> Tower:
@@ -183,12 +227,8 @@ def _counting(encoded: dict[str, int], name: str) -> Any:
     return note
 
 
-def _alone(tower: Tower, reader: MediaReader, media: MediaBatch, device: torch.device) -> Tensor:
-    """Returns the tokens of a batch's media, each read and encoded by itself."""
-    known: dict[Media, Tensor] = {}
-    for medium in (media.groups[use.group].keys[use.index] for use in media.uses):
-        if medium not in known:
-            tensors = reader.modality(medium).collate([reader.load(medium)])
-            moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-            known[medium] = tower(moved, reader.grid(medium))[0]
-    return torch.cat([known[media.groups[use.group].keys[use.index]] for use in media.uses])
+def _alone(tower: Tower, reader: MediaReader, medium: Media, device: torch.device) -> Tensor:
+    """Returns the tokens [S, D] of a medium that is read and encoded by itself."""
+    tensors = reader.modality(medium).collate([reader.load(medium)])
+    tokens: Tensor = tower({name: tensor.to(device) for name, tensor in tensors.items()}, reader.grid(medium))[0]
+    return tokens

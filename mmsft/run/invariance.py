@@ -1,7 +1,7 @@
 """Measures a step as training computes it, and compares what two ways to compute it give."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
@@ -9,8 +9,10 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmsft.data.loader import StepData
+from mmsft.model.fusion import MultimodalModel
 from mmsft.model.modes import evaluating
 from mmsft.model.names import named_parameters
 from mmsft.train.loop import Totals, Trainer, backward
@@ -71,10 +73,10 @@ class Check:
     def text(self) -> str:
         """Returns the check for a terminal."""
         if self.bound == 0:
-            return f"{self.what} {self.reference:.0f} {'=' if self.ok else '≠'} {self.variant:.0f}"
+            return f"{self.what}: {self.reference:.0f} {'=' if self.ok else '≠'} {self.variant:.0f}"
         compared = "≤" if self.ok else ">"
         return (
-            f"{self.what} {self.reference:.7g} and {self.variant:.7g}, "
+            f"{self.what}: {self.reference:.7g} and {self.variant:.7g}, "
             f"apart {self.difference:.1e} {compared} {self.bound:.0e}"
         )
 
@@ -117,7 +119,7 @@ class Proof:
         fate = "skip" if self.skipped else "pass" if self.ok else "FAIL"
         lines = [f"  {fate}  {self.name:<18}{self.skipped or self.what}"]
         lines += [f"          {self.error}"] if self.error else []
-        lines += [f"          {check.text()}" for check in self.checks]
+        lines += [f"        {' ' if check.ok else '✗'} {check.text()}" for check in self.checks]
         return "\n".join(lines if self.ok else [*lines, f"          → {self.suspect}"])
 
 
@@ -230,6 +232,30 @@ def direction(reference: Measured, variant: Measured) -> float:
     """Returns the norm of the difference of gradients ÷ the reference's."""
     between = _norm(tensor - variant.gradient[name] for name, tensor in reference.gradient.items())
     return between / max(reference.grad_norm, 1e-30)
+
+
+@torch.no_grad()
+def familys_own(model: MultimodalModel, threads: Sequence[Batch], bounds: Bounds) -> Iterator[Check]:
+    """Compares the loss of threads with that of the family's own logits, for which it is told the embeddings alone.
+
+    Args:
+        model: the root module.
+        threads: batches of one thread each.
+        bounds: of the loss.
+    """
+    ours, own = [], []
+    with evaluating(model):
+        for thread in threads:
+            batch = thread.map(lambda tensor: tensor.to(model.decoder.device))
+            ours.append(model(batch))
+            if batch.prompts is None:
+                logits = model.decoder(inputs_embeds=model.embed(batch), use_cache=False).logits
+            else:
+                logits = model.logits(batch)
+            logits_NV = logits.flatten(0, 1)[batch.targets.at].float()
+            own.append(F.cross_entropy(logits_NV, batch.targets.token, reduction="none"))
+    reference, variant = (torch.cat(nll).double().mean().item() for nll in (own, ours))
+    yield Check("loss", reference, variant, _apart(reference, variant), bounds.loss)
 
 
 def normalised(measured: Measured) -> tuple[Check, ...]:

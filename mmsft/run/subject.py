@@ -1,9 +1,9 @@
 """What a stage is examined on: its model, one step on from where it starts, and its first rows."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ import torch
 from mmsft.config import StageConfig
 from mmsft.data.collate import Loaded
 from mmsft.data.encoding import Encoding, Share
+from mmsft.data.formats import Format
+from mmsft.data.ledger import Entry
 from mmsft.data.loader import StepData, Steps, order_of
 from mmsft.data.mixture import Mixture
 from mmsft.data.tree import threads
@@ -23,7 +25,7 @@ from mmsft.run.load import starting_point
 from mmsft.run.stages import Session, optimizer_of
 from mmsft.train import checkpoint as ckpt
 from mmsft.train.loop import Trainer
-from mmsft.types import Conversation, Encoded, Ints
+from mmsft.types import Conversation, Encoded, Ints, Record
 
 _SEARCHED: Final = 64
 """Rows among which those with media are looked for."""
@@ -43,10 +45,13 @@ class Subject:
         session: the run, with the model.
         stage: of the run.
         encoding: of the stage.
-        mixture: these rows alone, as what is trained on.
+        mixture: these rows alone, as what is trained on; every other one weighs half, so that a weight that gets lost
+            shows.
         conversations: of the rows.
         rows: encoded.
         plain: a row without media to stand beside rows that have some; None = none was found.
+        searched: rows that were read to find these.
+        lost: those of them that can't be learned from.
         loaded: all of their media.
     """
 
@@ -57,6 +62,8 @@ class Subject:
     conversations: list[Conversation]
     rows: list[Encoded]
     plain: Encoded | None
+    searched: int
+    lost: list[Entry]
     loaded: Loaded
 
     @property
@@ -80,9 +87,20 @@ class Subject:
         return [thread for row in self.rows for thread in threads(row)]
 
     @property
-    def trees(self) -> list[Encoded]:
-        """All rows of a source joined by what they begin with, be it no more than the template's first words."""
-        rows = sorted(self.rows, key=lambda row: row.source)
+    def no_packs(self) -> str:
+        """Why the model takes none, if it takes none."""
+        if self.encoding.encoder.sides:
+            return "an encoder-decoder takes no packs"
+        return "the decoder takes no packs, as a warning says; its threads are padded"
+
+    @property
+    def no_media(self) -> str:
+        """Why no row has media, if none has."""
+        return f"none of the first {self.searched} rows has media"
+
+    def joined(self, rows: Sequence[Encoded]) -> list[Encoded]:
+        """Returns rows of each source joined by what they begin with, be it no more than the template's first words."""
+        rows = sorted(rows, key=lambda row: row.source)
         return self.whole.joined(rows, [row.source for row in rows])
 
     def smaller(self, parts: int) -> Encoding:
@@ -129,40 +147,56 @@ def subject_of(session: Session, stage: StageConfig, tokens: int) -> Subject:
         session.kept |= ckpt.restore_weights(start.path, session.model)
     mixture = session.run.mixture(stage.recipe)
     encoding = session.run.encoding(stage, packs=session.model.packs)
-    pairs, plain = _choose(session, stage, mixture, encoding, tokens)
-    read = encoding.read(mixture, pairs)
+    chosen = _choose(session, stage, mixture, encoding, tokens)
+    mixture = _only(mixture, chosen.pairs)
+    read = encoding.read(mixture, chosen.pairs)
     return Subject(
         session=session,
         stage=stage,
         encoding=encoding,
-        mixture=_only(mixture, pairs),
-        conversations=[mixture.conversation(pair) for pair in pairs],
+        mixture=mixture,
+        conversations=[mixture.conversation(pair) for pair in chosen.pairs],
         rows=list(read.rows.values()),
-        plain=plain,
+        plain=chosen.plain,
+        searched=chosen.searched,
+        lost=chosen.lost,
         loaded=read.loaded,
     )
 
 
-def _choose(
-    session: Session, stage: StageConfig, mixture: Mixture, encoding: Encoding, tokens: int
-) -> tuple[Ints, Encoded | None]:
-    """Returns the rows (source, row), and one without media to stand beside them if they have some."""
+class _Chosen(NamedTuple):
+    """Rows (source, row) to examine; the rest as of `Subject`."""
+
+    pairs: Ints
+    plain: Encoded | None
+    searched: int
+    lost: list[Entry]
+
+
+def _choose(session: Session, stage: StageConfig, mixture: Mixture, encoding: Encoding, tokens: int) -> _Chosen:
     first = order_of(mixture, session.run.order_seed(stage)).at(0, min(_SEARCHED, len(mixture.train)))
     media: list[tuple[Ints, Encoded]] = []
     plain: list[tuple[Ints, Encoded]] = []
-    for pair in mixture.train[first]:
-        for row in encoding.read(mixture, pair[None]).rows.values():
+    lost: list[Entry] = []
+    searched = 0
+    for searched, pair in enumerate(mixture.train[first], 1):  # noqa: B007
+        read = encoding.read(mixture, pair[None])
+        lost += read.lost
+        # Of one that isn't learned whole, each reply alone may be short enough: it doesn't stand for the others.
+        lost += [Entry(row.id, "dropped", row.note) for row in read.rows.values() if row.left_out]
+        for row in (row for row in read.rows.values() if not row.left_out):
             (media if row.media else plain).append((pair, row))
         if _enough(media if session.model.towers else plain, tokens):
             break
     chosen, beside = (media, plain) if media else (plain, [])
     if not chosen:
         raise DataError(
-            f"stage {stage.name}: none of its first {len(first)} rows can be learned from; see `mmsft check`"
+            f"stage {stage.name}: none of its first {len(first)} rows can be learned from ({lost[0].reason}); "
+            "see `mmsft check`"
         )
     while _enough(chosen, tokens):
         chosen.pop()
-    return np.stack([pair for pair, _ in chosen]), beside[0][1] if beside else None
+    return _Chosen(np.stack([pair for pair, _ in chosen]), beside[0][1] if beside else None, searched, lost)
 
 
 def _enough(rows: Sequence[tuple[Ints, Encoded]], tokens: int) -> bool:
@@ -171,14 +205,30 @@ def _enough(rows: Sequence[tuple[Ints, Encoded]], tokens: int) -> bool:
 
 
 def _only(mixture: Mixture, pairs: Ints) -> Mixture:
-    """Returns the mixture with these rows alone to train on."""
+    """Returns the mixture with these rows alone to train on, every other one at half its weight."""
     some = copy.copy(mixture)
     some.train = pairs
+    light = {mixture.row_id(pair) for pair in pairs[1::2]}
+    some.sources = tuple(replace(source, format=_lighter(source.format, light)) for source in mixture.sources)
     if mixture.groups is not None:
         group_of = dict(zip(map(tuple, mixture.train.tolist()), mixture.groups.tolist(), strict=True))
         groups = [group_of[tuple(pair)] for pair in pairs.tolist()]
         some.groups = np.unique(groups, return_inverse=True)[1]
     return some
+
+
+def _lighter(read: Format, ids: Collection[str]) -> Format:
+    """Returns a format that halves what the assistant says in some rows weighs."""
+
+    def lighter(record: Record, id: str) -> Conversation:
+        conversation = read(record, id)
+        if id not in ids:
+            return conversation
+        # `learn: all` takes no weights for the others.
+        halved = (replace(it, weight=it.weight / 2) if it.role == "assistant" else it for it in conversation.turns)
+        return replace(conversation, turns=tuple(halved))
+
+    return lighter
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mmsft.run.doctor import SUSPECTS
+from mmsft.run.examination import SUSPECTS
 from mmsft.run.invariance import EXACT, ROUNDED
 from tests.examples.pages import DOCS, blocks, run_page
 from tests.makers import Lab

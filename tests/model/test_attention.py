@@ -211,9 +211,9 @@ def test_packs_of_all_lengths_share_two_compilations_with_and_without_gradients(
 def test_under_autocast_states_of_two_widths_meet_in_the_narrower() -> None:
     segments = forest([(70, 0), (30, 1), (40, 1)])
     query, key, value = (state.detach() for state in states(140, width=16))
-    expected = dense(query, key, value, dense_mask(segments), 0.25)
+    expected = dense(query, key, value, dense_mask(segments), 0.25).transpose(1, 2)
     with torch.autocast("cpu", torch.bfloat16):
-        out = trees_of(segments).attend(query, key, value.bfloat16(), scale=0.25)
+        out, _ = attend_by_trees(layer(), query, key, value.bfloat16(), None, trees=trees_of(segments))
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.float(), expected, rtol=0, atol=3e-2)  # bf16 of values up to 4
 

@@ -1,11 +1,18 @@
-"""Runs that the doctor examines, and what it found."""
+"""Runs that the doctor examines, ways to break them, and what it found."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from torch import Tensor
 
+from mmsft.data.chat import ChatEncoder
+from mmsft.errors import DataError
+from mmsft.model.fusion import MultimodalModel
 from mmsft.run import Run
 from mmsft.run.doctor import Report
+from mmsft.types import Batch, Encoded, Pack
 from tests.makers import Lab, row, write_rows
 
 Patch = pytest.MonkeyPatch
@@ -31,3 +38,38 @@ def failing(report: Report) -> list[str]:
 
 def skipped(report: Report) -> set[str]:
     return {proof.name for proof in report.proofs if proof.skipped}
+
+
+def told(monkeypatch: Patch, change: Callable[[Batch, dict[str, Any]], dict[str, Any]]) -> None:
+    """Changes what the decoder is told."""
+    real = MultimodalModel._inputs
+    monkeypatch.setattr(MultimodalModel, "_inputs", lambda self, batch: change(batch, real(self, batch)))
+
+
+def seeing_to(monkeypatch: Patch, until: Callable[[Pack], Tensor]) -> None:
+    """Has the attention of packs see tokens for longer."""
+    real = MultimodalModel._inputs
+
+    def changed(self: MultimodalModel, batch: Batch) -> dict[str, Any]:
+        pack = batch.pack
+        return real(self, replace(batch, pack=Pack(pack.segments, until(pack))) if pack else batch)
+
+    monkeypatch.setattr(MultimodalModel, "_inputs", changed)
+
+
+def siblings_too(pack: Pack) -> Tensor:
+    until = pack.until.clone()
+    for segment in pack.segments:
+        if segment.parent >= 0:
+            until[segment.start : segment.end] = pack.until[pack.segments[segment.parent].start]
+    return until
+
+
+def encoded_as(monkeypatch: Patch, change: Callable[[Encoded], Encoded]) -> None:
+    """Changes what every conversation becomes."""
+    real = ChatEncoder.encode_all
+
+    def changed(self: ChatEncoder, *args: Any) -> list[Encoded | DataError]:
+        return [change(row) if isinstance(row, Encoded) else row for row in real(self, *args)]
+
+    monkeypatch.setattr(ChatEncoder, "encode_all", changed)

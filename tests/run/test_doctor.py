@@ -10,7 +10,8 @@ from transformers import GPTJConfig, GPTJForCausalLM
 from mmsft.cli import main
 from mmsft.errors import DataError
 from mmsft.run import counts
-from mmsft.run.doctor import SUSPECTS, doctor
+from mmsft.run.doctor import doctor
+from mmsft.run.examination import SUSPECTS
 from mmsft.run.invariance import Check
 from mmsft.train import checkpoint
 from tests.data.conftest import byte_level
@@ -32,7 +33,7 @@ def test_a_sound_run_with_media_passes_every_proof(lab: Lab) -> None:
 
 def test_a_sound_run_on_text_passes(lab: Lab) -> None:
     report = doctor(text_only(lab))
-    assert (report.failed, skipped(report)) == ([], {"towers", "autocast"})
+    assert (report.failed, skipped(report)) == ([], {"towers", "text row", "autocast"})
 
 
 def test_a_family_that_takes_no_packs_is_examined_in_padded_threads(lab: Lab) -> None:
@@ -40,8 +41,8 @@ def test_a_family_that_takes_no_packs_is_examined_in_padded_threads(lab: Lab) ->
     torch.manual_seed(0)
     GPTJForCausalLM(config).save_pretrained(lab.folder / "decoder")
     report = doctor(with_media(lab))
-    assert (report.failed, skipped(report)) == ([], {"packing", "autocast"})
-    assert "threads are padded" in report.notes[0]
+    assert (report.failed, skipped(report)) == ([], {"packing", "trees", "autocast"})
+    assert "its threads are padded" in report.text()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -58,7 +59,7 @@ def test_a_decoder_held_in_bf16_has_bounds_of_its_own(lab: Lab) -> None:
     assert report.failed == []
     [packing] = [proof for proof in report.proofs if proof.name == "packing"]
     assert [(check.what, check.bound) for check in packing.checks] == [("loss", 5e-2), ("gradient norm", 3e-1)]
-    assert "set model.decoder.dtype=float32" in report.notes[0]
+    assert "set model.decoder.dtype=float32" in report.notes[-1]
 
 
 @pytest.mark.parametrize("learn", ["completion", "all", "span"])
@@ -89,12 +90,44 @@ def test_rows_that_the_recipe_joins_are_examined_joined(lab: Lab) -> None:
     assert report.failed == []
 
 
+def test_what_a_single_row_cannot_show_is_skipped_with_the_reason(lab: Lab) -> None:
+    write_rows(lab.folder / "rows.jsonl", [row(1, "images/red.png")])
+    report = doctor(with_media(lab))
+    assert report.failed == []
+    several = {"trees", "padding", "left padding", "accumulation", "batch split", "ranks"}
+    assert skipped(report) == several | {"autocast"}
+    assert "1 row of 37 tokens can't be divided" in report.text()
+
+
+def test_an_encoder_decoder_is_examined_with_a_prompt_that_has_two_replies(lab: Lab) -> None:
+    folder(lab.folder / "decoder", FAMILIES[0])
+    write_rows(lab.folder / "rows.jsonl", [row(number, "images/red.png") for number in (1, 2)])
+    stage = lab.stage(recipe=lab.recipe(template="plain"), train={"decoder": {"lr": 1e-3}})
+    report = doctor(lab.run("a", [stage], model=lab.model(lora=None)))
+    [trees] = [proof for proof in report.proofs if proof.name == "trees"]
+    found = re.search(r"\((\d+) → (\d+) tokens\)", trees.what)
+    assert found
+    assert int(found[1]) > int(found[2])
+    assert [check.ok for check in trees.checks] == [True, True]
+
+
+def test_the_rows_are_named_and_those_that_fail_are_told(lab: Lab) -> None:
+    rows = lab.rows(6)
+    write_rows(lab.folder / "rows.jsonl", [{"a": 1}, *rows])
+    report = doctor(with_media(lab))
+    assert report.failed == []
+    _, named, lost = report.notes
+    assert sorted(named.removeprefix("  rows: ").split(", ")) == [f"rows.jsonl:{line}" for line in (3, 4, 6, 7)]
+    assert lost.startswith("  1 row beside them can't be learned from, see `mmsft check`: rows.jsonl:1: ")
+
+
 def test_stages_that_differ_in_nothing_are_examined_once(lab: Lab) -> None:
     report = doctor(
         lab.run("a", [lab.stage("one"), lab.stage("two", duration="9 steps"), lab.stage("three", train=BOTH)])
     )
     assert list(dict.fromkeys(proof.stage for proof in report.proofs)) == ["one", "three"]
     assert "stage two: its rows and what learns are those of stage one" in report.notes
+    assert skipped(report) == {"autocast"}  # the later stage is examined in packs, too
 
 
 def test_the_command_prints_one_json_object_or_lines(
@@ -114,8 +147,8 @@ def test_the_command_prints_one_json_object_or_lines(
     assert all(set(check) >= {"reference", "variant", "difference", "bound"} for check in told["proofs"][0]["checks"])
 
     code, out = command()
-    assert (code, out.count("  pass  "), out.count("  skip  ")) == (0, len(SUSPECTS) - 2, 2)
-    assert re.search(r"^12 proofs hold, in \d+ s$", out.splitlines()[-1])
+    assert (code, out.count("  pass  "), out.count("  skip  ")) == (0, len(SUSPECTS) - 3, 3)
+    assert re.search(r"^12 proofs hold, 3 skipped, in \d+ s$", out.splitlines()[-1])
 
     monkeypatch.setattr(checkpoint, "restore_weights", lambda path, model: set())
     code, out = command()
@@ -131,6 +164,7 @@ def test_numbers_that_are_not_finite_fail() -> None:
 def test_rows_of_which_none_can_be_learned_from_are_an_error(lab: Lab) -> None:
     write_rows(lab.folder / "rows.jsonl", [{"a": 1}] * 3)
     with pytest.raises(
-        DataError, match=r"stage align: none of its first 3 rows can be learned from; see `mmsft check`"
+        DataError,
+        match=r"stage align: none of its first 3 rows can be learned from \(rows.jsonl:\d: .+\); see `mmsft check`",
     ):
         doctor(lab.run("a"))

@@ -8,23 +8,37 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from mmsft.data import collate, encoding, pack, tree
-from mmsft.data.chat import ChatEncoder
 from mmsft.data.loader import StepData
-from mmsft.errors import DataError
-from mmsft.model import weights
+from mmsft.model import fusion, weights
+from mmsft.model.attention import Trees
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.tower import Tower
 from mmsft.objectives import Loss, sft
 from mmsft.run import subject
-from mmsft.run.doctor import SUSPECTS, doctor
+from mmsft.run.doctor import doctor
+from mmsft.run.examination import SUSPECTS
 from mmsft.run.invariance import step_of
 from mmsft.train import checkpoint, loop
 from mmsft.train.loop import Trainer
-from mmsft.types import Batch, BatchTargets, Encoded, Pack
+from mmsft.types import Batch, BatchTargets, Encoded
+from tests.data.conftest import byte_level
 from tests.makers import Lab, row, write_rows
-from tests.run.examined import BOTH, Patch, failing, text_only, with_media
+from tests.model.seq2seq import FAMILIES, folder
+from tests.run.examined import (
+    BOTH,
+    Patch,
+    encoded_as,
+    failing,
+    seeing_to,
+    siblings_too,
+    skipped,
+    text_only,
+    told,
+    with_media,
+)
 
 # What is not: each test breaks the engine in one place
 
@@ -56,27 +70,13 @@ def test_positions_that_begin_at_1(lab: Lab, monkeypatch: Patch) -> None:
 
 
 def test_a_model_that_is_not_told_the_positions_in_a_pack(lab: Lab, monkeypatch: Patch) -> None:
-    real = MultimodalModel._inputs
-
-    def counting_on(self: MultimodalModel, batch: Batch) -> dict[str, Any]:
-        inputs = real(self, batch)
+    def counting_on(batch: Batch, inputs: dict[str, Any]) -> dict[str, Any]:
         if batch.pack:
             inputs["position_ids"] = torch.arange(batch.input_ids.shape[1])[None] ** 2 // 64
         return inputs
 
-    monkeypatch.setattr(MultimodalModel, "_inputs", counting_on)
+    told(monkeypatch, counting_on)
     assert failing(doctor(text_only(lab)))[0] == "packing"
-
-
-def seeing_to(monkeypatch: Patch, until: Callable[[Pack], Tensor]) -> None:
-    """Has the attention of packs see tokens for longer."""
-    real = MultimodalModel._inputs
-
-    def changed(self: MultimodalModel, batch: Batch) -> dict[str, Any]:
-        pack = batch.pack
-        return real(self, replace(batch, pack=Pack(pack.segments, until(pack))) if pack else batch)
-
-    monkeypatch.setattr(MultimodalModel, "_inputs", changed)
 
 
 def test_a_tree_that_sees_its_neighbour(lab: Lab, monkeypatch: Patch) -> None:
@@ -85,15 +85,57 @@ def test_a_tree_that_sees_its_neighbour(lab: Lab, monkeypatch: Patch) -> None:
 
 
 def test_a_branch_that_sees_its_neighbour(lab: Lab, monkeypatch: Patch) -> None:
-    def siblings_too(pack: Pack) -> Tensor:
-        until = pack.until.clone()
-        for segment in pack.segments:
-            if segment.parent >= 0:
-                until[segment.start : segment.end] = pack.until[pack.segments[segment.parent].start]
-        return until
-
     seeing_to(monkeypatch, siblings_too)
     assert failing(doctor(text_only(lab))) == ["trees"]
+
+
+def test_a_branch_that_sees_its_neighbour_where_training_has_branches(lab: Lab, monkeypatch: Patch) -> None:
+    seeing_to(monkeypatch, siblings_too)
+    write_rows(lab.folder / "rows.jsonl", [row(number, "images/red.png") for number in range(4)])
+    report = doctor(lab.run("a", [lab.stage(recipe=lab.recipe(join="shared_prefix"), train=BOTH)]))
+    assert failing(report)[0] == "trees"
+
+
+def test_branches_whose_positions_the_model_takes_for_one_more(lab: Lab, monkeypatch: Patch) -> None:
+    def late(batch: Batch, inputs: dict[str, Any]) -> dict[str, Any]:
+        positions = batch.positions.clone()
+        for segment in batch.pack.segments if batch.pack else ():
+            positions[0, segment.start : segment.end] += segment.parent >= 0
+        return inputs | {"position_ids": positions}
+
+    told(monkeypatch, late)
+    assert failing(doctor(text_only(lab))) == ["trees"]
+
+
+def test_positions_that_are_wrong_in_whatever_form(lab: Lab, monkeypatch: Patch) -> None:
+    told(monkeypatch, lambda batch, inputs: inputs | {"position_ids": batch.positions + (batch.positions > 5).long()})
+    assert failing(doctor(text_only(lab))) == ["logits"]
+
+
+def test_a_cap_on_the_logits_that_is_dropped(lab: Lab, monkeypatch: Patch) -> None:
+    monkeypatch.setattr(MultimodalModel, "find_head", lambda self: None)
+    config = Gemma2Config(
+        vocab_size=len(byte_level().hf),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        intermediate_size=32,
+        final_logit_softcapping=0.5,
+    )
+    torch.manual_seed(0)
+    Gemma2ForCausalLM(config).save_pretrained(lab.folder / "decoder")
+    assert failing(doctor(text_only(lab))) == ["logits"]
+
+
+def test_an_attention_that_forgets_what_it_is_asked_for(lab: Lab, monkeypatch: Patch) -> None:
+    real = Trees.attend
+    monkeypatch.setattr(Trees, "attend", lambda self, *args, **how: real(self, *args, **how | {"scale": 1.0}))
+    report = doctor(text_only(lab))
+    assert skipped(report) >= {"packing", "trees"}  # the probe has seen it, so that nothing is packed
+    monkeypatch.setattr(fusion, "why_not_packed", lambda decoder: None)
+    assert failing(doctor(text_only(lab)))[0] == "packing"
 
 
 def test_a_mean_of_means_in_the_objective(lab: Lab, monkeypatch: Patch) -> None:
@@ -105,6 +147,48 @@ def test_a_mean_of_means_in_the_objective(lab: Lab, monkeypatch: Patch) -> None:
     report = doctor(text_only(lab))
     assert failing(report)[0] == "normalisation"
     assert "accumulation" in failing(report)
+
+
+def test_weights_that_the_objective_ignores(lab: Lab, monkeypatch: Patch) -> None:
+    def all_alike(model: nn.Module, batch: Batch, sources: int) -> Loss:
+        targets = replace(batch.targets, weight=torch.ones_like(batch.targets.weight))
+        return sft(model, replace(batch, targets=targets), sources)
+
+    monkeypatch.setattr(subject, "sft", all_alike)
+    assert failing(doctor(text_only(lab))) == ["normalisation"]
+
+
+def test_weights_that_a_batch_ignores(lab: Lab, monkeypatch: Patch) -> None:
+    real = collate._targets
+
+    def all_alike(*args: Any) -> BatchTargets:
+        found = real(*args)
+        return replace(found, weight=torch.ones_like(found.weight))
+
+    monkeypatch.setattr(collate, "_targets", all_alike)
+    assert failing(doctor(text_only(lab))) == ["targets"]
+
+
+def test_weights_that_encoding_ignores(lab: Lab, monkeypatch: Patch) -> None:
+    encoded_as(
+        monkeypatch,
+        lambda row: replace(row, targets=replace(row.targets, weight=np.ones_like(row.targets.weight))),
+    )
+    assert failing(doctor(text_only(lab))) == ["targets"]
+
+
+def test_a_reply_that_meets_the_prompt_of_another(lab: Lab, monkeypatch: Patch) -> None:
+    real = collate._two_sided
+
+    def crossed(*args: Any) -> Batch:
+        batch = real(*args)
+        assert batch.prompts is not None
+        return replace(batch, prompts=replace(batch.prompts, of=batch.prompts.of.flip(0)))
+
+    monkeypatch.setattr(collate, "_two_sided", crossed)
+    folder(lab.folder / "decoder", FAMILIES[0])
+    stage = lab.stage(recipe=lab.recipe(template="plain"), train={"decoder": {"lr": 1e-3}})
+    assert failing(doctor(lab.run("a", [stage], model=lab.model(lora=None))))[0] == "trees"
 
 
 def test_a_mean_of_means_in_the_loop(lab: Lab, monkeypatch: Patch) -> None:
@@ -139,24 +223,28 @@ def test_a_tower_that_mixes_up_its_media(lab: Lab, monkeypatch: Patch) -> None:
     assert failing(doctor(with_media(lab)))[0] == "towers"
 
 
-def test_media_that_a_batch_puts_into_the_slots_of_others(lab: Lab, monkeypatch: Patch) -> None:
+def test_a_tower_that_runs_a_second_time_in_training(lab: Lab, monkeypatch: Patch) -> None:
+    real = MultimodalModel.forward
+
+    def twice(self: MultimodalModel, batch: Batch) -> Tensor:
+        self.embed(batch)
+        return real(self, batch)
+
+    monkeypatch.setattr(MultimodalModel, "forward", twice)
+    assert failing(doctor(with_media(lab))) == ["towers"]
+
+
+@pytest.mark.parametrize("wrong", [lambda slots: slots.flip(0), lambda slots: slots + 1])
+def test_media_that_a_batch_puts_into_other_slots(
+    lab: Lab, monkeypatch: Patch, wrong: Callable[[Tensor], Tensor]
+) -> None:
     real = collate._media
 
     def mixed_up(*args: Any) -> Any:
-        return {name: replace(media, slots=media.slots.flip(0)) for name, media in real(*args).items()}
+        return {name: replace(media, slots=wrong(media.slots)) for name, media in real(*args).items()}
 
     monkeypatch.setattr(collate, "_media", mixed_up)
-    assert failing(doctor(with_media(lab)))[0] == "packing"
-
-
-def encoded_as(monkeypatch: Patch, change: Callable[[Encoded], Encoded]) -> None:
-    """Changes what every conversation becomes."""
-    real = ChatEncoder.encode_all
-
-    def changed(self: ChatEncoder, *args: Any) -> list[Encoded | DataError]:
-        return [change(row) if isinstance(row, Encoded) else row for row in real(self, *args)]
-
-    monkeypatch.setattr(ChatEncoder, "encode_all", changed)
+    assert failing(doctor(with_media(lab)))[0] == "towers"
 
 
 def test_targets_that_stand_at_their_own_tokens(lab: Lab, monkeypatch: Patch) -> None:
@@ -173,7 +261,7 @@ def test_targets_that_are_those_of_the_position_beside(lab: Lab, monkeypatch: Pa
     encoded_as(monkeypatch, beside)
     [proof] = doctor(text_only(lab)).failed
     assert proof.name == "targets"
-    assert all(check.what.startswith("replies, and learned") for check in proof.checks if not check.ok)
+    assert all(check.what.startswith("replies, and those learned") for check in proof.checks if not check.ok)
 
 
 def test_targets_that_a_batch_puts_one_too_far(lab: Lab, monkeypatch: Patch) -> None:
@@ -207,13 +295,10 @@ def test_padding_that_counts_as_a_target(lab: Lab, monkeypatch: Patch) -> None:
 
 
 def test_padding_that_is_attended_to(lab: Lab, monkeypatch: Patch) -> None:
-    real = MultimodalModel._inputs
-
-    def blind(self: MultimodalModel, batch: Batch) -> dict[str, Any]:
-        inputs = real(self, batch)
+    def blind(batch: Batch, inputs: dict[str, Any]) -> dict[str, Any]:
         return inputs | ({} if batch.pack else {"attention_mask": torch.ones_like(batch.mask).long()})
 
-    monkeypatch.setattr(MultimodalModel, "_inputs", blind)
+    told(monkeypatch, blind)
     assert failing(doctor(text_only(lab))) == ["left padding"]  # on the right none is before what is learned
 
 
@@ -288,6 +373,7 @@ def test_a_failed_proof_says_the_numbers_and_what_is_suspect(lab: Lab, monkeypat
     seeing_to(monkeypatch, lambda pack: torch.full_like(pack.until, len(pack.until)))
     report = doctor(text_only(lab))
     first = report.failed[0].text()
-    assert re.search(r"FAIL  packing .*\n +loss [\d.]+ and [\d.]+, apart [\d.e-]+ > 1e-05\n", first)
-    assert SUSPECTS["packing"] in first
+    assert re.search(r"FAIL  packing .*\n +✗ loss: [\d.]+ and [\d.]+, apart [\d.e-]+ > 1e-05\n", first)
+    assert f"→ {SUSPECTS['packing']}" in first
+    assert f"→ may follow from packing; if not, {SUSPECTS['trees']}" in report.failed[1].text()
     assert f"begin with packing, stage sft: {SUSPECTS['packing']}" in report.verdict()
