@@ -156,6 +156,14 @@ class Ranks:
         total: Tensor = self._accelerator.reduce(values, reduction="sum")
         return total
 
+    def odds(self, number: int) -> int:
+        """Returns what to add up over the processes to learn whether all of them have one number.
+
+        The sum is then 0, in whatever order it is made; where one of them has another number it isn't. It is exact for
+        numbers of 32 bits, and 2²⁰ processes, in the floats of a device with several: see `wide`.
+        """
+        return number * (self.count - 1) if self.rank == 0 else -number
+
     def fetch(self, values: Tensor) -> Callable[[], list[float]]:
         """Begins to bring values from the device; what it returns gives them.
 

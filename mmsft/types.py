@@ -231,6 +231,7 @@ class Encoded:
         media: media in the order of their slots.
         source: number of the recipe's source it comes from.
         note: what the ledger is to say of how the row is used, or empty.
+        left_out: threads of the conversation that were too long.
         rows: ids of all conversations of which it is joined; empty = it is one. Their `id` then quotes the first few.
     """
 
@@ -242,6 +243,7 @@ class Encoded:
     media: tuple[Placed, ...]
     source: int = 0
     note: str = ""
+    left_out: int = 0
     rows: tuple[str, ...] = ()
 
     @property
@@ -355,7 +357,7 @@ class Batch:
     Threads are padded at the right for training, at the left for generation. Those of an encoder–decoder are replies.
 
     Attributes:
-        ids: the rows' ids, one a tree or thread.
+        ids: one a tree or thread; that of a tree of many rows quotes the first few.
         input_ids: [B, T] int64; padding and media slots hold an id without meaning.
         positions: [B, T] int64 position in the thread; 0 at padding.
         mask: [B, T] bool, False at padding: the id of a pad token decides nothing.
@@ -363,6 +365,7 @@ class Batch:
         media: modality → its media.
         pack: which tokens see which in a pack of trees, where B is 1 and nothing is padded; None = padded threads.
         prompts: what an encoder reads, once for all replies to it; None = there is no encoder.
+        rows: ids of all rows in it, each once; empty = `ids` has them.
     """
 
     ids: tuple[str, ...]
@@ -373,6 +376,7 @@ class Batch:
     media: Mapping[str, MediaBatch]
     pack: Pack | None = None
     prompts: Prompts | None = None
+    rows: tuple[str, ...] = ()
 
     def map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         """Returns the batch with `move` applied to each tensor, e.g. to bring it to a device."""

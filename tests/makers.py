@@ -72,8 +72,8 @@ class Lab:
         return cls(folder)
 
     @staticmethod
-    def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
-        names = [f"images/{COLOURS[number % len(COLOURS)]}.png" for number in range(first, first + count)]
+    def rows(count: int, first: int = 0, pictures: int = len(COLOURS)) -> list[dict[str, Any]]:
+        names = [f"images/{COLOURS[number % pictures]}.png" for number in range(first, first + count)]
         return [row(first + n, name if n % 3 else None) for n, name in enumerate(names)]
 
     def recipe(self, file: str = "rows.jsonl", **changes: Any) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """From a conversation to tokens and targets: the prompt as inference tokenises it, each learned reply apart from it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar
@@ -27,10 +27,18 @@ _In = ParamSpec("_In")
 _Out = TypeVar("_Out")
 
 
+class _Thread(NamedTuple):
+    """What a thread is made of: turns along a path, and those of them that the recipe learns."""
+
+    path: tuple[int, ...]
+    turns: tuple[int, ...]
+
+
 class _Draft(NamedTuple):
     """A conversation's threads, a strand each, or two for an encoder–decoder: prompt and reply; and the row's note."""
 
-    threads: list[tuple[Strand, ...]]
+    conversation: Conversation
+    threads: dict[_Thread, tuple[Strand, ...]]
     note: str
 
 
@@ -88,8 +96,10 @@ class ChatEncoder:
     def encode(self, conversation: Conversation, source: int = 0) -> Encoded:
         """Returns the conversation's tokens and what is learned of them, each turn in the first thread that has it.
 
+        Of several threads those that have more than `length` tokens are left out, and the row's note says so.
+
         Raises:
-            TooLong: a thread has more than `length` tokens.
+            TooLong: each thread has more than `length` tokens.
             NothingToLearn: no turn is learned.
             DataError: the template refuses the conversation, loses a part of it, or breaks the prefix rule.
         """
@@ -107,11 +117,11 @@ class ChatEncoder:
         drafts = [_tried(self._draft, conversation) for conversation in conversations]
         written = [draft for draft in drafts if not isinstance(draft, DataError)]
         # Apart from the other work: tokenising is faster while what it looks up stays in the processor's caches.
-        for strand in [strand for draft in written for thread in draft.threads for strand in thread]:
+        for strand in [strand for draft in written for thread in draft.threads.values() for strand in thread]:
             strand.tokenise()
         return [
-            draft if isinstance(draft, DataError) else _tried(self._finished, conversation.id, draft, source)
-            for conversation, draft, source in zip(conversations, drafts, sources, strict=True)
+            draft if isinstance(draft, DataError) else _tried(self._finished, draft, source)
+            for draft, source in zip(drafts, sources, strict=True)
         ]
 
     def prompt(self, conversation: Conversation) -> Encoded:
@@ -193,59 +203,85 @@ class ChatEncoder:
             f"{conversation.id}: assistant turn {index} is empty; give it text, or a weight of 0 to keep it as context"
         )
 
-    def _draft(self, conversation: Conversation) -> _Draft:
-        """Writes a conversation's threads."""
+    def _draft(self, conversation: Conversation, without: Collection[_Thread] = ()) -> _Draft:
+        """Writes a conversation's threads, but for some; turns that are in another thread too are learned there."""
         script = self._script(conversation)
         learned: set[int] = set()
-        threads: list[tuple[Strand, ...]] = []
+        threads: dict[_Thread, tuple[Strand, ...]] = {}
         note = ""
         for path in conversation.threads():
             turns = self._learned(conversation, path)
             new = set(turns) - learned
-            if self.sides:
-                threads += [self._answered(script, path, turn, self.sides) for turn in turns if turn in new]
-            elif self.learn == "all":
-                threads.append((self._thread(script, path, turns, new),))
-            elif new:
-                written, broken = self._written(script, path, turns, new)
-                threads += written
+            if new or self.learn == "all":
+                written, broken = self._written(script, self._thread(path, turns), new, without)
+                threads |= written
                 note = note or broken
-            learned |= new
-        return _Draft(threads, note)
+                learned.update(*(thread.turns for thread in written))
+        if not note and not self.sides and (parted := script.parted([thread.path for thread in threads])):
+            note = f"{parted}; its branches run as threads that share only what comes before that"
+        return _Draft(conversation, threads, note)
+
+    def _thread(self, path: Sequence[int], turns: Sequence[int]) -> _Thread:
+        """Returns the thread of a path; behind what is learned it ends."""
+        return _Thread(tuple(path if self.learn == "all" else path[: path.index(turns[-1]) + 1]), tuple(turns))
 
     def _written(
-        self, script: Script, path: Sequence[int], turns: Sequence[int], new: set[int]
-    ) -> tuple[list[tuple[Strand, ...]], str]:
+        self, script: Script, thread: _Thread, new: set[int], without: Collection[_Thread]
+    ) -> tuple[dict[_Thread, tuple[Strand, ...]], str]:
         """Writes a path as one thread; if its template rewrites earlier turns, as one for each turn, and says so.
 
         Thinking, say, is often left out of all turns but the last: each turn then is learned as inference would say it.
         """
+        apart = [
+            one for turn in thread.turns if turn in new and (one := self._thread(thread.path, [turn])) not in without
+        ]
+        if self.sides:
+            return {one: self._answered(script, one, self.sides) for one in apart}, ""
         try:
-            return [(self._thread(script, path, turns, new),)], ""
+            return ({} if thread in without else {thread: (self._strand_of(script, thread, new),)}), ""
         except PrefixBroken as broken:
-            if len(turns) == 1:
+            if len(thread.turns) == 1:
                 raise
-            threads: list[tuple[Strand, ...]] = [
-                (self._thread(script, path, [turn], {turn}),) for turn in turns if turn in new
-            ]
+            threads: dict[_Thread, tuple[Strand, ...]] = {one: (self._strand_of(script, one, new),) for one in apart}
             return threads, f"{broken.what}; each of its learned turns runs as a thread of its own"
 
-    def _finished(self, id: str, draft: _Draft, source: int) -> Encoded:
-        threads: list[Encoded] = []
-        for strand, *reply in draft.threads:
-            thread = strand.encoded(id, source, threads if self.learn == "all" else ())
-            threads.append(self._fitting(joined(thread, reply[0].encoded(id, source)) if reply else thread))
+    def _finished(self, draft: _Draft, source: int) -> Encoded:
+        id = draft.conversation.id
+        threads, long = self._encoded(draft, source)
+        left_out = dict(long)
+        while long:
+            # What stood in a thread that is too long may be learned in another one.
+            draft = self._draft(draft.conversation, left_out)
+            threads, long = self._encoded(draft, source)
+            left_out |= long
         if not any(len(thread.targets) for thread in threads):
-            raise NothingToLearn(
+            raise next(iter(left_out.values()), None) or NothingToLearn(
                 f"{id}: nothing to learn with learn: {self.learn}; it takes an assistant turn with a weight above 0"
             )
+        notes = [draft.note] if draft.note else []
+        if left_out:
+            count = f"{len(left_out)} of {len(left_out) + len(threads)} threads too long, the others are learned from"
+            notes.append(f"{count}; the first: {next(iter(left_out.values()))}")
         encoded = tree.join(threads)
-        return replace(encoded, note=draft.note) if draft.note else encoded
+        return replace(encoded, note="; ".join(notes), left_out=len(left_out)) if notes else encoded
 
-    def _thread(self, script: Script, path: Sequence[int], turns: Sequence[int], new: set[int]) -> Strand:
+    def _encoded(self, draft: _Draft, source: int) -> tuple[list[Encoded], dict[_Thread, TooLong]]:
+        """Returns a draft's threads as tokens, and those that are too long."""
+        threads: list[Encoded] = []
+        long: dict[_Thread, TooLong] = {}
+        id = draft.conversation.id
+        for which, (strand, *reply) in draft.threads.items():
+            thread = strand.encoded(id, source, threads if self.learn == "all" else ())
+            try:
+                threads.append(self._fitting(joined(thread, reply[0].encoded(id, source)) if reply else thread))
+            except TooLong as error:
+                long[which] = error
+        return threads, long
+
+    def _strand_of(self, script: Script, thread: _Thread, new: set[int]) -> Strand:
+        """Writes a thread; of its turns the new ones are learned."""
         everything = self.learn == "all"
-        if not everything:
-            path = path[: path.index(turns[-1]) + 1]
+        path, turns = thread
         replies = script.replies(path, turns)
         text = script.render(path)
         script.check(path, text)
@@ -263,9 +299,9 @@ class ChatEncoder:
         strand.write(text[at : len(text) if everything else at + len(replies[-1].end)], context, lead)
         return strand
 
-    def _answered(self, script: Script, path: Sequence[int], turn: int, sides: Sides) -> tuple[Strand, Strand]:
-        """Returns one turn of a thread as a reply to what was said before it."""
-        path = path[: path.index(turn) + 1]
+    def _answered(self, script: Script, thread: _Thread, sides: Sides) -> tuple[Strand, Strand]:
+        """Returns the one turn that is learned of a thread as a reply to what was said before it."""
+        path, (turn,) = thread
         (found,) = script.replies(path, [turn])
         text = script.render(path)
         script.check(path, text)

@@ -124,6 +124,7 @@ def _batch(
         mask=torch.from_numpy(mask),
         targets=_targets(rows, places),
         media=_media(rows, places, reader, loaded),
+        rows=tuple(dict.fromkeys(id for row in rows for id in row.ids)),
     )
 
 

@@ -4,7 +4,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
+from zlib import crc32
 
+import numpy as np
 from torch import Tensor
 
 from mmsft.data import tree
@@ -13,8 +15,8 @@ from mmsft.data.collate import Loaded, collate, pack
 from mmsft.data.ledger import Entry, Fate
 from mmsft.data.media_reader import MediaReader
 from mmsft.data.mixture import Mixture
-from mmsft.data.pack import bins
-from mmsft.data.seq2seq import micro_batches
+from mmsft.data.pack import bins, cut, deal, padded
+from mmsft.data.seq2seq import by_prompt, shape
 from mmsft.errors import DataError
 from mmsft.types import Batch, Conversation, Encoded, Ints, Media
 
@@ -73,6 +75,7 @@ class Work:
         entries: lines for the ledger: rows that can't be, and how rows are used otherwise than one would think.
         tokens: that the model reads, padding not counted.
         spared: tokens that it needn't read, since rows share them.
+        division: checksum of how all of the rows are divided; that of each process must be the same.
     """
 
     micro: list[Batch] = field(default_factory=list)
@@ -80,6 +83,7 @@ class Work:
     entries: list[Entry] = field(default_factory=list)
     tokens: int = 0
     spared: int = 0
+    division: int = 0
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,9 @@ class Encoding:
         kept = {number: row for number, row in enumerate(fates) if isinstance(row, Encoded)}
         return Read(kept, loaded, [row for row in fates if isinstance(row, Entry)])
 
-    def work(self, mixture: Mixture, pairs: Ints, together: Sequence[int], share: Share) -> Work:
+    def work(
+        self, mixture: Mixture, pairs: Ints, together: Sequence[int], share: Share, told: int | None = None
+    ) -> Work:
         """Reads some rows, divides them among the processes, and makes batches of this one's share.
 
         Which rows it takes depends on all of their lengths, so that every process encodes the text of all of them;
@@ -140,6 +146,7 @@ class Encoding:
             pairs: [n, 2] (source, row).
             together: [n] equal for neighbours that are to be joined.
             share: this process's.
+            told: how many of the rows are seen for the first time: how they are used goes to the ledger; None = all.
         """
         work = Work()
         encoded: dict[int, Encoded] = {}
@@ -149,18 +156,18 @@ class Encoding:
             elif number % share.ranks == share.rank:
                 work.entries.append(row)
         parts = self._parts(encoded, together, share.ranks)
-        filled = bins([len(part.tree) for part in parts], self.micro_tokens, share.ranks)
-        mine = [[parts[index] for index in found] for found in filled[share.rank :: share.ranks]]
+        work.division = _checksum(pairs, parts)
+        mine = self._micro(parts, share)
         members = [member for some in mine for part in some for member in part.members]
         loaded, failed = self._load(encoded, dict.fromkeys(member.row for member in members), mixture, pairs)
         for member in members:
             if member.first and member.row in failed:
                 work.entries.append(failed[member.row])
-            elif member.first and (note := encoded[member.row].note):
+            elif member.first and (told is None or member.row < told) and (note := encoded[member.row].note):
                 work.entries.append(Entry(mixture.row_id(pairs[member.row]), "used", note))
         for some in mine:
             kept = [left for part in some if (left := self._without(part, failed))]
-            work.micro += self.batches([part.tree for part in kept], loaded)
+            work.micro += [self._batch(kept, loaded)] if kept else []
             for part in kept:
                 work.used += sum(member.first for member in part.members)
                 work.tokens += len(part.tree)
@@ -168,41 +175,63 @@ class Encoding:
         return work
 
     def batches(self, rows: Sequence[Encoded], loaded: Loaded) -> Iterator[Batch]:
-        """Yields a pack, or the threads padded, longest first, in batches within `micro_tokens`."""
-        if self.encoder.sides:
-            for some in micro_batches(rows, self.micro_tokens):
-                yield collate(some, self.reader, loaded)
-            return
-        if self.packs:
-            if rows:
-                yield pack(rows, self.reader, loaded)
-            return
-        chains = sorted((chain for row in rows for chain in tree.threads(row)), key=len, reverse=True)
-        while chains:
-            count = max(1, self.micro_tokens // len(chains[0]))
-            yield collate(chains[:count], self.reader, loaded)
-            chains = chains[count:]
+        """Yields micro-batches of rows or joined rows."""
+        for some in self._micro(self._parts(dict(enumerate(rows)), range(len(rows)), 1), Share()):
+            if some:
+                yield self._batch(some, loaded)
 
     def joined(self, rows: Sequence[Encoded], together: Sequence[int]) -> list[Encoded]:
         """Returns the trees that rows make, neighbours with one number joined."""
         return [part.tree for part in self._parts(dict(enumerate(rows)), together, 1)]
 
+    @property
+    def _pads(self) -> bool:
+        return not self.packs or self.encoder.sides is not None
+
+    def _micro(self, parts: Sequence[Part], share: Share) -> list[list[Part]]:
+        """Returns what is in each of a process's micro-batches; one may be empty."""
+        if self._pads:
+            shapes = [shape(part.tree) for part in parts]
+            found = cut(shapes, self.micro_tokens, share.ranks)
+            costs = [padded(shapes[index] for index in some).size for some in found]
+        else:
+            sizes = [len(part.tree) for part in parts]
+            found = bins(sizes, self.micro_tokens, share.ranks)
+            costs = [sum(sizes[index] for index in some) for some in found]
+        return [[parts[index] for index in found[place]] for place in deal(costs, share.ranks)[share.rank]]
+
+    def _batch(self, parts: Sequence[Part], loaded: Loaded) -> Batch:
+        trees = [part.tree for part in parts]
+        return collate(trees, self.reader, loaded) if self._pads else pack(trees, self.reader, loaded)
+
     def _parts(self, rows: Mapping[int, Encoded], together: Sequence[int], ranks: int) -> list[Part]:
-        if not self.packs and not self.encoder.sides:
-            chains = [(number, tree.threads(row)) for number, row in rows.items()]
-            return [
-                Part((Member(number, (thread,), first=index == 0),), thread)
-                for number, threads in chains
-                for index, thread in enumerate(threads)
-            ]
-        trees = [
-            self._part([Member(number, tuple(tree.threads(rows[number]))) for number in group])
+        groups = [
+            [Member(number, tuple(tree.threads(rows[number]))) for number in group]
             for _, group in groupby(rows, key=lambda number: together[number])
         ]
-        # A tree is at most a process's fair part, so that none is idle while another has it all.
-        fair = -(-sum(len(part.tree) for part in trees) // ranks)
-        most = min(self.micro_tokens, fair)
+        if self.encoder.sides:
+            prompts = [part for group in groups for part in self._prompts(group, self.micro_tokens)]
+            sizes = [shape(part.tree).size for part in prompts]
+            most = self._fair(sizes, ranks)
+            if max(sizes, default=0) > most:
+                prompts = [part for group in groups for part in self._prompts(group, most)]
+            return prompts
+        if not self.packs:
+            members = [member for group in groups for member in group]
+            return [Part((alone,), alone.threads[0]) for member in members for alone in _alone(member)]
+        trees = [self._part(group) for group in groups]
+        most = self._fair([len(part.tree) for part in trees], ranks)
         return [piece for part in trees for piece in ([part] if len(part.tree) <= most else self._divided(part, most))]
+
+    def _fair(self, sizes: Sequence[int], ranks: int) -> int:
+        """Returns how large a part may be: none is idle while another process has a larger one than its fair share."""
+        return min(self.micro_tokens, -(-sum(sizes) // ranks))
+
+    def _prompts(self, members: Sequence[Member], most: int) -> Iterator[Part]:
+        """Joins replies to one prompt; if they are too many for a part, it is read again for the others."""
+        alone = [thread for member in members for thread in _alone(member)]
+        for some in by_prompt([member.threads[0] for member in alone], most):
+            yield self._part([alone[index] for index in some])
 
     def _divided(self, part: Part, most: int) -> Iterator[Part]:
         """Divides a tree between its rows, and a row that is too long by itself between its threads."""
@@ -251,6 +280,21 @@ class Encoding:
                 if medium in broken:
                     failed.setdefault(number, lost(mixture.row_id(pairs[number]), broken[medium]))
         return loaded, failed
+
+
+def _alone(member: Member) -> Iterator[Member]:
+    """Yields a row's threads one by one."""
+    for index, thread in enumerate(member.threads):
+        yield Member(member.row, (thread,), first=member.first and index == 0)
+
+
+def _checksum(pairs: Ints, parts: Sequence[Part]) -> int:
+    """Returns 32 bits that stand for which rows were divided, and into what."""
+    found = crc32(pairs.tobytes())
+    for part in parts:
+        members = np.array([(member.row, len(member.threads)) for member in part.members])
+        found = crc32(part.tree.input_ids.tobytes(), crc32(members.tobytes(), found))
+    return found
 
 
 def lost(row: str, error: DataError) -> Entry:

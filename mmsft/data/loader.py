@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -33,6 +35,7 @@ class StepData:
         targets: number of targets in `micro`.
         tokens: number of tokens in `micro`, padding not counted.
         spared: tokens that the model needn't read, since rows share them.
+        division: checksum of how the global step is divided; that of each process must be the same.
     """
 
     number: int
@@ -44,6 +47,7 @@ class StepData:
     targets: int
     tokens: int
     spared: int
+    division: int = 0
 
     def pin_memory(self) -> "StepData":
         """Returns a copy from which a GPU can read without waiting; the loader calls it."""
@@ -98,10 +102,13 @@ class Steps(Dataset[StepData]):
         return order_of(self.mixture, self.seed)
 
     def __getitem__(self, number: int) -> StepData:
-        rows = self.order.at(*self.bounds(number))
+        first, last = self.bounds(number)
+        rows = self.order.at(first, last)
         groups = self.mixture.groups
         together = rows if groups is None else groups[rows]
-        work = self.encoding.work(self.mixture, self.mixture.train[rows], together.tolist(), self.share)
+        # How a row is used is told in the first epoch: later ones would only say it again.
+        told = max(0, len(self.mixture.train) - first)
+        work = self.encoding.work(self.mixture, self.mixture.train[rows], together.tolist(), self.share, told)
         micro = tuple(work.micro) or (_nothing(self.encoding),)
         return StepData(
             number=number,
@@ -113,6 +120,7 @@ class Steps(Dataset[StepData]):
             targets=sum(len(batch.targets.token) for batch in micro),
             tokens=work.tokens,
             spared=work.spared,
+            division=work.division,
         )
 
 
@@ -121,15 +129,56 @@ def order_of(mixture: Mixture, seed: int) -> Order:
     return Order(seed, len(mixture.train), mixture.groups)
 
 
+class Sample(NamedTuple):
+    """A process's share of held-out rows.
+
+    Attributes:
+        pairs: [n, 2] (source, row), those that begin alike behind one another.
+        together: [n] equal for those that do.
+        division: checksum of how the whole is divided; that of each process must be the same.
+    """
+
+    pairs: Ints
+    together: Ints
+    division: int
+
+
+def sample_of(mixture: Mixture, pairs: Ints, share: Share) -> Sample:
+    """Returns a process's share of held-out rows [n, 2]."""
+    numbers = mixture.together(pairs)
+    together = np.arange(len(pairs)) if numbers is None else numbers.astype(np.int64)
+    order = np.argsort(together, kind="stable")
+    mine = np.array_split(order, share.ranks)[share.rank]
+    return Sample(pairs[mine], together[mine], crc32(order.tobytes()))
+
+
 def held_out_batches(
-    mixture: Mixture, encoding: Encoding, pairs: Ints, entries: list[Entry], rows: int = 64
+    mixture: Mixture, encoding: Encoding, sample: Sample, entries: list[Entry], rows: int = 64
 ) -> Iterator[Batch]:
     """Yields batches of held-out rows, a few rows at a time; what the ledger is to say goes to `entries`."""
-    for start in range(0, len(pairs), rows):
-        some = pairs[start : start + rows]
-        work = encoding.work(mixture, some, range(len(some)), Share())
+    for start in range(0, len(sample.pairs), rows):
+        some = slice(start, start + rows)
+        work = encoding.work(mixture, sample.pairs[some], sample.together[some].tolist(), Share())
         entries += work.entries
         yield from work.micro
+
+
+def refuse_other_rows(odds: float, what: str) -> None:
+    """Looks whether all processes have divided the same rows.
+
+    Args:
+        odds: the sum of what `Ranks.odds` gives for their checksums.
+        what: the rows.
+
+    Raises:
+        DataError: they haven't.
+    """
+    if odds:
+        raise DataError(
+            f"{what}: the processes don't read them alike, so that some would be lost and others taken twice; nothing "
+            "of it is saved. The recipe's files, its media, the template and the tokenizer must be the same on each "
+            "machine, readable, and stay as they are; mend that, and the same command goes on"
+        )
 
 
 def _nothing(encoding: Encoding) -> Batch:

@@ -2,12 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 
 from mmsft.data import tree
+from mmsft.data.pack import Padded
 from mmsft.data.strand import CONTEXT, Credit, Strand
 from mmsft.data.tokens import Tokenizer
 from mmsft.errors import DataError
@@ -117,63 +117,28 @@ def joined(prompt: Encoded, reply: Encoded) -> Encoded:
     )
 
 
-class _Padded(NamedTuple):
-    """Number and width of the prompts and of the replies of a batch."""
+def by_prompt(threads: Sequence[Encoded], most: int) -> Iterator[list[int]]:
+    """Yields the threads, by index, that reply to one prompt; so few that, padded, they have at most so many tokens.
 
-    prompts: int
-    read: int
-    replies: int
-    written: int
-
-    @property
-    def size(self) -> int:
-        """Tokens, padding included."""
-        return self.prompts * self.read + self.replies * self.written
-
-    def beside(self, other: "_Padded") -> "_Padded":
-        return _Padded(
-            self.prompts + other.prompts,
-            max(self.read, other.read),
-            self.replies + other.replies,
-            max(self.written, other.written),
-        )
-
-
-def micro_batches(trees: Sequence[Encoded], most: int) -> Iterator[list[Encoded]]:
-    """Yields trees of one prompt each, the longest first, in batches of at most so many tokens, padding included.
-
-    A prompt is in several batches only where its replies don't fit into one.
+    A prompt whose replies don't fit into one batch is read in several.
     """
-    pieces = [(piece, _padded(piece)) for encoded in trees for piece in _prompts(encoded, most)]
-    batch: list[Encoded] = []
-    shape = _Padded(0, 0, 0, 0)
-    for piece, own in sorted(pieces, key=lambda pair: pair[1].read, reverse=True):
-        if batch and shape.beside(own).size > most:
-            yield batch
-            batch, shape = [], _Padded(0, 0, 0, 0)
-        batch.append(piece)
-        shape = shape.beside(own)
-    if batch:
-        yield batch
+    prompts: dict[int, list[int]] = {}
+    for index, prompt in enumerate(tree.prompts(threads)):
+        prompts.setdefault(prompt, []).append(index)
+    for replies in prompts.values():
+        replies.sort(key=lambda index: len(threads[index]), reverse=True)
+        while replies:
+            longest = shape(threads[replies[0]])
+            count = max(1, (most - longest.read) // longest.width)
+            yield replies[:count]
+            replies = replies[count:]
 
 
-def _prompts(encoded: Encoded, most: int) -> Iterator[Encoded]:
-    """Yields the prompts of a tree with their replies, divided where those are too many."""
-    parents = [segment.parent for segment in encoded.segments if segment.parent >= 0]
-    pairs = zip(parents, tree.threads(encoded), strict=True)
-    for _, group in groupby(pairs, key=lambda pair: pair[0]):
-        threads = sorted((thread for _, thread in group), key=len, reverse=True)
-        while threads:
-            shape = _padded(threads[0])
-            count = max(1, (most - shape.read) // shape.written)
-            yield tree.join(threads[:count])
-            threads = threads[count:]
-
-
-def _padded(encoded: Encoded) -> _Padded:
+def shape(encoded: Encoded) -> Padded:
+    """Returns what prompts and their replies take in a batch; a thread of one side is as a reply to nothing."""
     lengths = [(segment.parent >= 0, segment.end - segment.start) for segment in encoded.segments]
     read, written = ([length for replies, length in lengths if replies is side] for side in (False, True))
-    return _Padded(len(read), max(read), len(written), max(written))
+    return Padded(len(written), max(written), len(read), max(read)) if written else Padded(len(read), max(read))
 
 
 def _around(ids: list[int], tokenizer: Tokenizer) -> Around:

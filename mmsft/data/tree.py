@@ -1,21 +1,26 @@
 """Threads joined into a tree of tokens, in which what they share stands once, and taken apart again."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, pairwise
 
 import numpy as np
 
 from mmsft.types import Encoded, Ints, Media, Placed, Segment, Targets
 
+_NAMED = 3
+"""Rows that a tree's name quotes."""
+
 
 @dataclass(slots=True)
 class _Node:
-    """Tokens `start` to `end` of thread `thread`."""
+    """Tokens `start` to `end` of thread `thread`; children by the key of their first token."""
 
     thread: int
     start: int
     end: int
-    children: list["_Node"] = field(default_factory=list)
+    children: dict[int, "_Node"] = field(default_factory=dict)
 
 
 Apart = Callable[[Media], bool]
@@ -42,11 +47,24 @@ def join(threads: Sequence[Encoded], apart: Apart = lambda media: False) -> Enco
 
 def threads(encoded: Encoded) -> list[Encoded]:
     """Takes a tree apart into its threads, each target in the first thread that says it."""
-    parents = {segment.parent for segment in encoded.segments}
-    leaves = [index for index in range(len(encoded.segments)) if index not in parents]
-    paths = [_path(encoded, leaf) for leaf in leaves]
-    owner = _owners(encoded, paths)
-    return [_thread(encoded, path, owner == index) for index, path in enumerate(paths)]
+    segments = encoded.segments
+    if len(segments) == 1 and all(len(placed.slots) for placed in encoded.media):
+        return [encoded]
+    parents = {segment.parent for segment in segments}
+    leaves = [index for index in range(len(segments)) if index not in parents]
+    depth = _depth(segments)
+    owner = _owners(encoded, leaves)
+    order = np.argsort(owner, kind="stable")
+    borders = np.searchsorted(owner[order], np.arange(len(leaves) + 1))
+    mine = [order[start:end] for start, end in pairwise(borders)]
+    starts = [segment.start for segment in segments]
+    media: list[list[Placed]] = [[] for _ in segments]
+    for placed in encoded.media:
+        if len(placed.slots):
+            media[bisect_right(starts, placed.slots[0]) - 1].append(Placed(placed.media, depth[placed.slots]))
+    return [
+        _thread(encoded, _path(segments, leaf), depth, some, media) for leaf, some in zip(leaves, mine, strict=True)
+    ]
 
 
 def divide(encoded: Encoded, most: int, apart: Apart = lambda media: False) -> list[list[Encoded]]:
@@ -73,6 +91,11 @@ def shared(first: Encoded, second: Encoded, apart: Apart = lambda media: False) 
     """Returns how many tokens two threads begin with in common."""
     one, other = _keys((first, second), apart)
     return _common(one, other)
+
+
+def prompts(threads: Sequence[Encoded]) -> list[int]:
+    """Returns a number for each of an encoder–decoder's threads, the same for replies to one prompt."""
+    return [int(key[0]) for key in _keys(threads, lambda media: False)]
 
 
 def _keys(threads: Sequence[Encoded], apart: Apart) -> list[Ints]:
@@ -114,20 +137,19 @@ def _insert(root: _Node, keys: list[Ints], index: int, reply: int) -> None:
     """Adds a thread to a tree; from `reply` on it is a node of its own."""
     key, at, node = keys[index], 0, root
     while at < len(key):
-        child = next((child for child in node.children if keys[child.thread][child.start] == key[at]), None)
+        child = node.children.get(int(key[at]))
         if child is None:
             if at < reply:
-                child = _Node(index, at, reply)
-                node.children.append(child)
+                child = node.children[int(key[at])] = _Node(index, at, reply)
                 node, at = child, reply
-            node.children.append(_Node(index, at, len(key)))
+            node.children[int(key[at])] = _Node(index, at, len(key))
             return
         # A child begins as deep in its own thread as here: what is above it is shared.
         length = _common(keys[child.thread][child.start : child.end], key[at:])
         at += length
         if at < child.end and at < len(key):
             rest = _Node(child.thread, at, child.end, child.children)
-            child.end, child.children = at, [rest]
+            child.end, child.children = at, {int(keys[child.thread][at]): rest}
         elif at < child.end:
             return
         node = child
@@ -136,27 +158,28 @@ def _insert(root: _Node, keys: list[Ints], index: int, reply: int) -> None:
 def _flat(root: _Node, threads: Sequence[Encoded], keys: list[Ints]) -> Encoded:
     segments: list[Segment] = []
     nodes: list[_Node] = []
-    pending = [(child, -1) for child in reversed(root.children)]
+    pending = [(child, -1) for child in reversed(root.children.values())]
     while pending:
         node, parent = pending.pop()
         start = segments[-1].end if segments else 0
         segments.append(Segment(start, start + node.end - node.start, parent))
         nodes.append(node)
-        pending.extend((child, len(nodes) - 1) for child in reversed(node.children))
+        pending.extend((child, len(nodes) - 1) for child in reversed(node.children.values()))
     children = {
         (segment.parent, int(keys[node.thread][node.start])): index
         for index, (node, segment) in enumerate(zip(nodes, segments, strict=True))
     }
     places = [_places(segments, children, key) for key in keys]
-    first = threads[0]
     media = [
         Placed(placed.media, places[node.thread][placed.slots])
         for node in nodes
         for placed in threads[node.thread].media
         if len(placed.slots) and node.start <= placed.slots[0] < node.end
     ]
+    rows = tuple(dict.fromkeys(chain.from_iterable(thread.ids for thread in threads)))
+    more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
     return Encoded(
-        id=", ".join(dict.fromkeys(thread.id for thread in threads)),
+        id=", ".join(rows[:_NAMED]) + more,
         input_ids=np.concatenate([threads[node.thread].input_ids[node.start : node.end] for node in nodes]),
         positions=np.concatenate([threads[node.thread].positions[node.start : node.end] for node in nodes]),
         segments=tuple(segments),
@@ -166,7 +189,8 @@ def _flat(root: _Node, threads: Sequence[Encoded], keys: list[Ints]) -> Encoded:
             weight=np.concatenate([thread.targets.weight for thread in threads]),
         ),
         media=tuple(media),
-        source=first.source,
+        source=threads[0].source,
+        rows=rows,
     )
 
 
@@ -182,30 +206,48 @@ def _places(segments: list[Segment], children: Mapping[tuple[int, int], int], ke
     return places
 
 
-def _path(encoded: Encoded, leaf: int) -> Ints:
-    """Returns the token indices from the root to a leaf segment's end."""
-    parts = []
+def _path(segments: Sequence[Segment], leaf: int) -> list[int]:
+    """Returns the segments from the root to a leaf."""
+    path = []
     while leaf >= 0:
-        segment = encoded.segments[leaf]
-        parts.append(np.arange(segment.start, segment.end))
-        leaf = segment.parent
-    return np.concatenate(parts[::-1])
+        path.append(leaf)
+        leaf = segments[leaf].parent
+    return path[::-1]
 
 
-def _owners(encoded: Encoded, paths: list[Ints]) -> Ints:
+def _depth(segments: Sequence[Segment]) -> Ints:
+    """Returns where each token stands in its thread; those of an encoder–decoder's reply follow its prompt's."""
+    before: list[int] = []
+    for segment in segments:
+        parent = segments[segment.parent]
+        before.append(before[segment.parent] + parent.end - parent.start if segment.parent >= 0 else 0)
+    lengths = [segment.end - segment.start for segment in segments]
+    shift = np.array([above - segment.start for above, segment in zip(before, segments, strict=True)], np.int64)
+    depth: Ints = np.repeat(shift, lengths) + np.arange(sum(lengths))
+    return depth
+
+
+def _owners(encoded: Encoded, leaves: Sequence[int]) -> Ints:
     """Returns the thread of each target: the first in which its token follows its position, else the first there."""
-    position, token = encoded.targets.position, encoded.targets.token
-    owner = np.full(len(position), -1, np.int64)
-    for follows in (True, False):
-        for index, path in enumerate(paths):
-            at = np.full(len(encoded), -1, np.int64)
-            at[path] = np.arange(len(path))
-            here = at[position]
-            fits = (owner < 0) & (here >= 0)
-            if follows:
-                after = path[np.minimum(here + 1, len(path) - 1)]
-                fits &= (here + 1 < len(path)) & (encoded.input_ids[after] == token)
-            owner[fits] = index
+    segments, ids = encoded.segments, encoded.input_ids
+    first = np.full(len(segments), len(leaves), np.int64)
+    first[leaves] = np.arange(len(leaves))
+    for index in range(len(segments) - 1, -1, -1):
+        parent = segments[index].parent
+        if parent >= 0:
+            first[parent] = min(first[parent], first[index])
+    # Inside a segment a target's threads are those of the segment; behind its end they part.
+    ways: dict[tuple[int, int], int] = {}
+    for index, segment in enumerate(segments):
+        if segment.parent >= 0:
+            way = segments[segment.parent].end - 1, int(ids[segment.start])
+            ways[way] = min(ways.get(way, len(leaves)), int(first[index]))
+    targets = encoded.targets
+    owner: Ints = np.repeat(first, [segment.end - segment.start for segment in segments])[targets.position]
+    ends = np.isin(targets.position, [segment.end - 1 for segment in segments])
+    for index in np.flatnonzero(ends).tolist():
+        way = int(targets.position[index]), int(targets.token[index])
+        owner[index] = ways.get(way, owner[index])
     return owner
 
 
@@ -216,19 +258,25 @@ def _runs(positions: Ints) -> tuple[Segment, ...]:
     return tuple(Segment(start, end, number - 1) for number, (start, end) in enumerate(zip(starts, ends, strict=True)))
 
 
-def _thread(encoded: Encoded, path: Ints, mine: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Encoded:
-    at = np.full(len(encoded), -1, np.int64)
-    at[path] = np.arange(len(path))
-    targets, positions = encoded.targets, encoded.positions[path]
+def _thread(
+    encoded: Encoded, path: Sequence[int], depth: Ints, mine: Ints, media: Sequence[Sequence[Placed]]
+) -> Encoded:
+    """Returns one thread.
+
+    Args:
+        encoded: the tree.
+        path: its segments.
+        depth: of the tree's tokens.
+        mine: which of the tree's targets are learned here.
+        media: those that begin in each of the tree's segments, their slots in threads.
+    """
+    spans = [slice(encoded.segments[index].start, encoded.segments[index].end) for index in path]
+    targets, positions = encoded.targets, np.concatenate([encoded.positions[span] for span in spans])
     return replace(
         encoded,
-        input_ids=encoded.input_ids[path],
+        input_ids=np.concatenate([encoded.input_ids[span] for span in spans]),
         positions=positions,
         segments=_runs(positions),
-        targets=Targets(at[targets.position[mine]], targets.token[mine], targets.weight[mine]),
-        media=tuple(
-            Placed(placed.media, at[placed.slots])
-            for placed in encoded.media
-            if len(placed.slots) and at[placed.slots[0]] >= 0
-        ),
+        targets=Targets(depth[targets.position[mine]], targets.token[mine], targets.weight[mine]),
+        media=tuple(chain.from_iterable(media[index] for index in path)),
     )

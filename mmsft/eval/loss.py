@@ -5,20 +5,34 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from mmsft.data.loader import refuse_other_rows
 from mmsft.objectives import sft
 from mmsft.parallel import Ranks
 from mmsft.types import Batch
 
 
-def held_out_loss(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, sources: int) -> float:
-    """Returns Σ weight · nll ÷ Σ weight over all processes' batches; the model is left in evaluation mode."""
+def held_out_loss(model: nn.Module, batches: Iterable[Batch], ranks: Ranks, sources: int, division: int = 0) -> float:
+    """Returns Σ weight · nll ÷ Σ weight over all processes' batches; the model is left in evaluation mode.
+
+    Args:
+        model: gives nll for a batch.
+        batches: this process's.
+        ranks: the processes.
+        sources: number of sources of the recipe.
+        division: checksum of how the rows are divided among the processes.
+
+    Raises:
+        DataError: they have divided them otherwise.
+    """
     model.eval()
-    sums = torch.zeros(2, device=ranks.device, dtype=torch.float64)
+    sums = torch.zeros(2, device=ranks.device, dtype=ranks.wide)
     # Not inference_mode: a decoder may keep a tensor made here (a longer rotary table), and train with it later.
     with torch.no_grad(), ranks.autocast():
         for batch in batches:
             moved = batch.map(lambda tensor: tensor.to(ranks.device, non_blocking=True))
             loss = sft(model, moved, sources)
-            sums += torch.stack([loss.sum, loss.count]).double()
-    total, count = ranks.total(sums).tolist()
+            sums += torch.stack([loss.sum, loss.count]).to(sums.dtype)
+    odds = sums.new_tensor([ranks.odds(division)])
+    total, count, differ = ranks.total(torch.cat([sums, odds])).tolist()
+    refuse_other_rows(differ, "the held-out rows")
     return total / count if count else float("nan")

@@ -9,7 +9,7 @@ from mmsft.data.order import chain
 from mmsft.journal import Journal
 from mmsft.parallel import Ranks
 from mmsft.train.checkpoint import State
-from mmsft.train.loop import Step, check_finite
+from mmsft.train.loop import Step, check
 
 
 class Books:
@@ -51,13 +51,13 @@ class Books:
 
         Raises:
             Diverged: its loss or gradient isn't finite.
-            DataError: more rows are lost than the recipe's budget allows.
+            DataError: more rows are lost than the recipe's budget allows, or the processes don't agree about the rows.
             MmsftError: one of the processes could not go on.
         """
         step, self._waiting = self._waiting, None
         if step is None:
             return
-        check_finite(step)
+        check(step)
         totals = step.totals
         if totals.failing:
             with self._ranks.together():
@@ -124,7 +124,8 @@ class Books:
             DataError: more rows are lost than the recipe's budget allows.
         """
         self.flush()
-        entries = self._all(entries)
+        # Each evaluation has the same rows: how they are used is said once.
+        entries = self._all([entry for entry in entries if entry.fate != "used" or not self.state.step])
         number = loss if math.isfinite(loss) else None
         with self._ranks.deferred():
             if self._ranks.main:

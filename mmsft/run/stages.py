@@ -17,7 +17,7 @@ from mmsft.assistant import Assistant
 from mmsft.config import StageConfig, dump_config
 from mmsft.data.encoding import Encoding, Share
 from mmsft.data.ledger import Entry, Ledger
-from mmsft.data.loader import Steps, held_out_batches, order_of, plan, read_steps
+from mmsft.data.loader import Steps, held_out_batches, order_of, plan, read_steps, sample_of
 from mmsft.data.mixture import Mixture
 from mmsft.errors import CheckpointError, ConfigError, DataError, MmsftError
 from mmsft.eval.loss import held_out_loss
@@ -315,8 +315,9 @@ def _evaluate(
     ranks, rows = session.ranks, stage.evaluate.rows if stage.evaluate else None
     pairs = mixture.held_out[:rows]
     lost: list[Entry] = []
-    batches = held_out_batches(mixture, encoding, pairs[ranks.rank :: ranks.count], lost)
-    loss = held_out_loss(session.model, batches, ranks, trainer.sources)
+    sample = sample_of(mixture, pairs, Share(ranks.rank, ranks.count))
+    batches = held_out_batches(mixture, encoding, sample, lost)
+    loss = held_out_loss(session.model, batches, ranks, trainer.sources, sample.division)
     return books.evaluated(loss, lost, len(pairs))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mmsft.data.loader import StepData
+from mmsft.data.loader import StepData, refuse_other_rows
 from mmsft.errors import Diverged
 from mmsft.objectives import Loss
 from mmsft.parallel import Ranks
@@ -34,6 +34,7 @@ class Totals(NamedTuple):
         tokens: that the model read, padding not counted.
         spared: tokens that it needn't read, since rows share them.
         failing: processes that have deferred an error.
+        odds: 0 if all processes have divided the step alike, see `Ranks.odds`.
         loss_sum: Σ weight · nll.
         loss_count: Σ weight; for other objectives what the sum is divided by.
     """
@@ -46,6 +47,7 @@ class Totals(NamedTuple):
     tokens: float
     spared: float
     failing: float
+    odds: float
     loss_sum: float
     loss_count: float
 
@@ -153,7 +155,8 @@ def train(trainer: Trainer, data: Iterable[StepData], steps: int) -> Iterator[St
         Each step after the weights have moved.
 
     Raises:
-        Diverged: the loss or the gradient isn't finite; the weights are not saved by then.
+        DataError: the processes don't agree about a step's rows; nothing of it is saved by then.
+        Diverged: the loss or the gradient isn't finite; likewise.
     """
     parameters = [p for group in trainer.optimizer.param_groups for p in group["params"]]
     waiting: Step | None = None
@@ -168,18 +171,18 @@ def train(trainer: Trainer, data: Iterable[StepData], steps: int) -> Iterator[St
         step = Step(item.number + 1, steps, lr, item, fetch)
         # On a GPU the check of a step waits until the next one is under way, so that the device never idles.
         if trainer.ranks.device.type == "cpu":
-            check_finite(step)
+            check(step)
         if weighed():
             trainer.optimizer.step()
         trainer.optimizer.zero_grad(set_to_none=True)
         if waiting is not None:
-            check_finite(waiting)
+            check(waiting)
         waiting = step
         step.seconds = time.perf_counter() - began
         yield step
         began = time.perf_counter()
     if waiting is not None:
-        check_finite(waiting)
+        check(waiting)
 
 
 def backward(trainer: Trainer, item: StepData) -> tuple[Callable[[], bool], Tensor]:
@@ -193,7 +196,10 @@ def backward(trainer: Trainer, item: StepData) -> tuple[Callable[[], bool], Tens
     ranks = trainer.ranks
     shares = (item.weight, item.used, len(item.entries), item.targets, item.tokens, item.spared, ranks.failing)
     # Filled in on the device: a copy from ordinary memory would wait for the step before.
-    filled = [torch.full((), float(share), dtype=ranks.wide, device=ranks.device) for share in shares]
+    filled = [
+        torch.full((), float(share), dtype=ranks.wide, device=ranks.device)
+        for share in (*shares, ranks.odds(item.division))
+    ]
     counts = ranks.total(torch.stack(filled))
     known = ranks.fetch(counts)
     # The processes' gradients are averaged, so each contributes its sum times their number; a step in which nothing
@@ -214,15 +220,17 @@ def _seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(hashlib.sha256(f"step {seed} {step} {rank}".encode()).digest()[:7], "little")
 
 
-def check_finite(step: Step) -> None:
-    """Reads a step's loss and gradient norm.
+def check(step: Step) -> None:
+    """Reads what a step comes to.
 
     Raises:
-        Diverged: one isn't finite; names the rows.
+        DataError: the processes don't agree about its rows.
+        Diverged: its loss or gradient norm isn't finite; names the rows.
     """
+    refuse_other_rows(step.totals.odds, f"the rows of step {step.number}")
     if (math.isfinite(step.loss) or step.learned_nothing) and math.isfinite(step.grad_norm):
         return
-    rows = [row for batch in step.data.micro for row in batch.ids]
+    rows = list(dict.fromkeys(row for batch in step.data.micro for row in batch.rows or batch.ids))
     named = ", ".join(rows[:20]) + (f" and {len(rows) - 20} more" if len(rows) > 20 else "")
     raise Diverged(
         f"step {step.number}: loss {step.loss}, gradient norm {step.grad_norm} (learning rates {step.lr}); "

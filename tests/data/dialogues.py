@@ -10,6 +10,13 @@ from mmsft.types import Conversation, Encoded, Media, Part, Text, Turn
 CAT = Media("image", "cat.png")
 DOG = Media("image", "dog.png")
 
+FORGETFUL = """{% for m in messages %}<|im_start|>{{ m.role + '\n' }}
+{%- if loop.last and m.role == 'assistant' %}<think>{{ m.reasoning_content }}</think>{% endif %}
+{{- m.content }}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+"""A template that drops thinking from all turns but the last."""
+
 
 def parts(*said: str | Media) -> tuple[Part, ...]:
     return tuple(Text(part) if isinstance(part, str) else part for part in said)

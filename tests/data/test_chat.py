@@ -12,15 +12,10 @@ from mmsft.data.tree import threads
 from mmsft.errors import DataError
 from mmsft.types import Conversation, Encoded, ToolCall, Turn
 from tests.data.conftest import byte_level
-from tests.data.dialogues import assistant, conversation, dialogue, learned, parts, system, user, written
+from tests.data.dialogues import FORGETFUL, assistant, conversation, dialogue, learned, parts, system, user, written
 
 REASONING = """{% for m in messages %}<|im_start|>{{ m.role + '\n' }}
 {%- if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}<|im_end|>
-{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
-{% endif %}"""
-FORGETFUL = """{% for m in messages %}<|im_start|>{{ m.role + '\n' }}
-{%- if loop.last and m.role == 'assistant' %}<think>{{ m.reasoning_content }}</think>{% endif %}
-{{- m.content }}<|im_end|>
 {% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
 {% endif %}"""
 
@@ -197,12 +192,13 @@ def test_together_rows_give_what_each_gives_alone(encoder: ChatEncoder) -> None:
         dialogue(1),
         conversation(user("a")),
         conversation(assistant("a")),
-        dialogue(12),
+        conversation(user("?" * 200), assistant("a"), user("?"), assistant("b")),
         conversation(user("<|im_end|>"), assistant("b", reasoning="hm"), user("c"), assistant("d", reasoning="so")),
         dialogue(2),
+        dialogue(12),
     ]
-    together = encoder.encode_all(rows, range(6))
-    assert [type(row) for row in together] == [Encoded, NothingToLearn, DataError, TooLong, Encoded, Encoded]
+    together = encoder.encode_all(rows, range(7))
+    assert [type(row) for row in together] == [Encoded, NothingToLearn, DataError, TooLong, Encoded, Encoded, Encoded]
     for number, (row, found) in enumerate(zip(rows, together, strict=True)):
         if isinstance(found, DataError):
             with pytest.raises(type(found)) as alone:

@@ -1,15 +1,16 @@
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from mmsft.data.chat import ChatEncoder
-from mmsft.data.template import resolve_template
+from mmsft.data.chat import ChatEncoder, TooLong
+from mmsft.data.template import ChatTemplate, resolve_template
 from mmsft.data.tokens import Tokenizer
 from mmsft.data.tree import threads
 from mmsft.errors import DataError
 from mmsft.types import ROOT, Conversation, Turn
-from tests.data.dialogues import CAT, assistant, conversation, learned, three_slots, user
+from tests.data.dialogues import CAT, FORGETFUL, assistant, conversation, learned, three_slots, user
 
 
 @pytest.fixture
@@ -83,3 +84,49 @@ def test_threads_may_share_nothing(encoder: ChatEncoder) -> None:
 def test_a_prompt_is_one_thread(encoder: ChatEncoder) -> None:
     with pytest.raises(DataError, match=r"rows\.jsonl:7: 3 threads"):
         encoder.prompt(QUESTIONS)
+
+
+LONG = "?" * 200
+
+
+def too_long(*turns: Turn) -> Conversation:
+    """Four threads, of which the first is too long, and a learned turn that two of them share."""
+    return conversation(user("a"), assistant("b"), user(LONG), assistant("c"), under(1, user("d")), *turns)
+
+
+def test_a_thread_that_is_too_long_takes_no_other_along(encoder: ChatEncoder) -> None:
+    short = replace(encoder, length=120)
+    encoded = short.encode(too_long(assistant("e"), under(4, assistant("f"))))
+    assert [learned(encoder, thread) for thread in threads(encoded)] == ["b<|im_end|>e<|im_end|>", "f<|im_end|>"]
+    assert encoded.left_out == 1
+    assert re.match(r"1 of 3 threads too long.*rows\.jsonl:7: \d+ tokens; the recipe's length is 120", encoded.note)
+    assert "too long" not in encoder.encode(too_long(assistant("e"))).note
+
+
+def test_all_that_threads_share_is_learned_where_the_first_of_them_is_too_long(encoder: ChatEncoder) -> None:
+    everything = replace(encoder, length=120, learn="all")
+    encoded = everything.encode(too_long(assistant("e")))
+    alone = everything.encode(conversation(user("a"), assistant("b"), user("d"), assistant("e")))
+    assert encoded.input_ids.tolist() == alone.input_ids.tolist()
+    assert encoded.targets.position.tolist() == alone.targets.position.tolist()
+
+
+def test_a_turn_whose_other_thread_said_nothing_new_is_learned_there_now(encoder: ChatEncoder) -> None:
+    # The second thread ends with a user's turn: while the first is there, it isn't written at all.
+    asked = conversation(user("a"), assistant("b"), user(LONG), assistant("c"), under(1, user("d")))
+    assert learned(encoder, replace(encoder, length=120).encode(asked)) == "b<|im_end|>"
+
+
+def test_a_row_of_which_each_thread_is_too_long_is_dropped(encoder: ChatEncoder) -> None:
+    hopeless = conversation(user(LONG), assistant("b"), under(0, assistant("c")))
+    with pytest.raises(TooLong, match=r"rows\.jsonl:7: \d+ tokens; the recipe's length is 120"):
+        replace(encoder, length=120).encode(hopeless)
+
+
+def test_of_turns_that_run_as_threads_the_short_ones_stay(encoder: ChatEncoder) -> None:
+    forgetful = ChatTemplate("mine.jinja", FORGETFUL)
+    talk = conversation(user("a"), assistant("b"), user("c"), assistant("d"), user(LONG), assistant("e"))
+    encoded = replace(encoder, template=forgetful, length=150).encode(talk)
+    said = [learned(encoder, thread) for thread in threads(encoded)]
+    assert said == ["<think></think>b<|im_end|>", "<think></think>d<|im_end|>"]
+    assert re.search(r"thread of its own; 1 of 3 threads too long", encoded.note)

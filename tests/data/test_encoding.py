@@ -1,4 +1,5 @@
 from collections import Counter
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from mmsft.data.encoding import Encoding, Share, Work
 from mmsft.data.mixture import Mixture
 from mmsft.objectives import sft
-from mmsft.run import Run
+from mmsft.run import Run, load_run
 from tests.makers import COLOURS, Lab, row, write_rows
 
 SOLO = Share()
@@ -54,6 +55,18 @@ def apart(run: Run) -> Work:
 
 def learned(works: list[Work]) -> Counter[int]:
     return Counter(token for done in works for micro in done.micro for token in micro.targets.token.tolist())
+
+
+def contexts(works: list[Work]) -> list[tuple[list[int], int]]:
+    """Returns each target with what its position sees: the ids before it in its thread."""
+    found = []
+    for micro in (micro for done in works for micro in done.micro):
+        ids = micro.input_ids.flatten()
+        tokens = torch.arange(len(ids))
+        for at, token in zip(micro.targets.at.tolist(), micro.targets.token.tolist(), strict=True):
+            seen = tokens >= at - at % micro.input_ids.shape[1] if micro.pack is None else micro.pack.until > at
+            found.append((ids[seen & (tokens <= at)].tolist(), token))
+    return sorted(found)
 
 
 def test_questions_on_one_picture_read_it_once(run: Run) -> None:
@@ -131,12 +144,59 @@ def test_one_row_of_many_threads_is_divided_too_and_counted_once(tmp_path: Path)
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("packs", [True, False])
 def test_a_broken_picture_loses_its_rows_once_and_no_other(run: Run, packs: bool, ranks: int) -> None:
-    (run.folder.parent / "images" / f"{COLOURS[0]}.png").write_bytes(b"no picture")
+    folder = run.folder.parent
+    (folder / "images" / f"{COLOURS[0]}.png").write_bytes(b"no picture")
     shares = [work(run, Share(rank, ranks), packs=packs) for rank in range(ranks)]
     lost = sorted(entry.row for done in shares for entry in done.entries)
     assert lost == [f"asked.jsonl:{number}" for number in (1, 3, 5, 7)]
     assert sum(done.used for done in shares) == 6
-    assert sum(learned(shares).values()) < sum(learned([apart(run)]).values()) * 2
+    # As a step of the good rows alone learns.
+    file = folder / "asked.jsonl"
+    good = [line for number, line in enumerate(file.read_bytes().splitlines(True)) if number not in (0, 2, 4, 6)]
+    file.write_bytes(b"".join(good))
+    again = load_run(folder / "a.yaml")
+    alone = [work(again, Share(rank, ranks), packs=packs) for rank in range(ranks)]
+    assert [entry for done in alone for entry in done.entries] == []
+    assert sum(done.used for done in alone) == 6
+    assert sum(learned(shares).values()) == sum(learned(alone).values()) > 0
+    assert contexts(shares) == contexts(alone)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("packs", [True, False])
+def test_a_row_whose_second_picture_is_broken_takes_none_along_that_begins_alike(
+    tmp_path: Path, packs: bool, ranks: int
+) -> None:
+    lab = Lab.make(tmp_path)
+    images = [f"images/{COLOURS[number]}.png" for number in range(2)]
+    said = [[f"<image>What is {number}?", f"it is {number}"] for number in range(5)]
+    said[2] += ["<image>And this?", "that"]
+    rows = [
+        {
+            "messages": [
+                {"role": role, "content": text} for role, text in zip(cycle(["user", "assistant"]), texts, strict=False)
+            ],
+            "images": images[: len(texts) // 2],
+        }
+        for texts in said
+    ]
+    # Its header is whole, so that only who loads it knows.
+    whole = (tmp_path / images[1]).read_bytes()
+    (tmp_path / images[1]).write_bytes(whole[:50])
+    found = {}
+    for name, kept in (("five", rows), ("four", [*rows[:2], *rows[3:]])):
+        write_rows(tmp_path / f"{name}.jsonl", kept)
+        recipe = lab.recipe(f"{name}.jsonl", join="shared_prefix")
+        recipe["sources"][0] |= {"format": "messages", "tags": []}
+        run = lab.run(name, [lab.stage(recipe=recipe)])
+        found[name] = [work(run, Share(rank, ranks), packs=packs) for rank in range(ranks)]
+    [lost] = [entry for done in found["five"] for entry in done.entries]
+    assert (lost.row, lost.fate) == ("five.jsonl:3", "failed")
+    assert f"{COLOURS[1]}.png" in lost.reason
+    # Two processes may divide so small a step row by row.
+    assert sum(done.spared for done in found["five"]) > 0 or not packs or ranks > 1
+    assert sum(done.used for done in found["five"]) == 4
+    assert contexts(found["five"]) == contexts(found["four"])
 
 
 def test_a_row_that_can_not_be_encoded_is_booked_by_one_rank(run: Run) -> None:
@@ -145,3 +205,31 @@ def test_a_row_that_can_not_be_encoded_is_booked_by_one_rank(run: Run) -> None:
     shares = [work(run, Share(rank, 3)) for rank in range(3)]
     assert [(entry.row, entry.fate) for done in shares for entry in done.entries] == [("asked.jsonl:4", "dropped")]
     assert sum(done.used for done in shares) == 9
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_threads_are_padded_among_their_like_whatever_the_ranks(run: Run, ranks: int) -> None:
+    shares = [work(run, Share(rank, ranks), micro_tokens=150, packs=False) for rank in range(ranks)]
+    micro = [batch for done in shares for batch in done.micro]
+    assert all(batch.input_ids.numel() <= 150 for batch in micro)
+    widths = sorted((int(batch.mask.sum(1).min()), batch.input_ids.shape[1]) for batch in micro)
+    # Sorted by length and cut: no batch has a thread that is longer than one of the next batch.
+    assert all(widest <= least for (_, widest), (least, _) in pairwise(widths))
+    assert contexts(shares) == contexts([work(run, packs=False)])
+    loads = [sum(batch.input_ids.numel() for batch in done.micro) for done in shares]
+    # Ten threads can't be shared out more evenly than by one batch.
+    assert max(loads) - min(loads) <= max(batch.input_ids.numel() for batch in micro)
+
+
+def test_processes_that_read_a_row_otherwise_have_other_checksums(run: Run) -> None:
+    mixture, encoding = parts(run)
+    together = range(len(mixture.train))
+
+    def division(rank: int) -> int:
+        return encoding.work(mixture, mixture.train, together, Share(rank, 2)).division
+
+    before = division(0)
+    assert before == division(1) < 2**32
+    file = run.folder.parent / "asked.jsonl"
+    file.write_bytes(file.read_bytes().replace(b"Question 3", b"Question 4"))  # as long as it was
+    assert division(1) != before

@@ -1,37 +1,45 @@
-from bisect import bisect
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mmsft.data.encoding import Share
 from mmsft.data.loader import StepData, Steps, order_of, plan, read_steps
 from mmsft.duration import Duration
 from mmsft.errors import DataError
 from mmsft.types import Batch
-from tests.makers import Lab
+from tests.makers import Lab, write_rows
 
 
-@pytest.fixture(scope="module")
-def steps(tmp_path_factory: pytest.TempPathFactory) -> Steps:
-    """Two and a half epochs of 10 rows in steps of 4."""
-    run = Lab.make(tmp_path_factory.mktemp("lab"), rows=10).run("a")
+@pytest.fixture(scope="module", params=[None, "shared_prefix"])
+def steps(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Steps:
+    """Two and a half epochs of 10 rows in steps of 4; two pictures are asked about three times each."""
+    lab = Lab.make(tmp_path_factory.mktemp("lab"), rows=10)
+    write_rows(lab.folder / "rows.jsonl", lab.rows(10, pictures=3))
+    run = lab.run("a", [lab.stage(recipe=lab.recipe(join=request.param))])
     stage = run.config.stages[0]
     return Steps(run.mixture(stage.recipe), run.encoding(stage), 3, Duration(4, "examples"), 25)
 
 
-def learned(step: StepData) -> list[tuple[str, int]]:
-    """Returns what is learned in a step: the rows' ids and their targets."""
+def learned(step: StepData) -> list[tuple[list[int], int]]:
+    """Returns what is learned in a step: all that a target's position sees, which names the row, and the target."""
     return sorted(pair for micro in step.micro for pair in _learned(micro))
 
 
-def _learned(micro: Batch) -> Iterator[tuple[str, int]]:
+def _learned(micro: Batch) -> Iterator[tuple[list[int], int]]:
     assert micro.pack
-    starts = [segment.start for segment in micro.pack.segments if segment.parent < 0]
+    tokens = torch.arange(len(micro.pack.until))
     for at, token in zip(micro.targets.at.tolist(), micro.targets.token.tolist(), strict=True):
-        yield micro.ids[bisect(starts, at) - 1], token
+        seen = (tokens <= at) & (micro.pack.until > at)
+        yield micro.input_ids[0, seen].tolist(), token
+
+
+def test_joined_steps_share_what_begins_alike(steps: Steps) -> None:
+    spared = sum(steps[number].spared for number in range(len(steps)))
+    assert (spared > 0) == (steps.mixture.groups is not None)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
@@ -42,11 +50,13 @@ def test_the_ranks_shares_make_the_global_step(steps: Steps, ranks: int) -> None
         assert sorted(pair for share in shares for pair in learned(share)) == learned(whole)
         assert all(np.array_equal(share.rows, whole.rows) for share in shares)
         assert sum(share.weight for share in shares) == whole.weight
-        assert sum(share.tokens for share in shares) == whole.tokens
+        # A tree that is divided between processes is read by both where it begins.
+        assert sum(share.tokens + share.spared for share in shares) == whole.tokens + whole.spared
+        assert len({share.division for share in shares}) == 1
         assert sum(share.used for share in shares) == whole.used == len(whole.rows)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
 @pytest.mark.parametrize("first", [0, 2])
 def test_workers_read_the_same_steps_in_order(steps: Steps, workers: int, first: int) -> None:
     with_workers = [(step.number, learned(step)) for step in read_steps(steps, first, workers, pin=False)]

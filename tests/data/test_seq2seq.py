@@ -4,11 +4,11 @@ import pytest
 
 from mmsft.data import tree
 from mmsft.data.collate import collate
+from mmsft.data.encoding import Encoding
 from mmsft.data.media_reader import MediaReader
-from mmsft.data.seq2seq import micro_batches
 from mmsft.data.template import resolve_template
 from mmsft.errors import ConfigError, DataError
-from mmsft.types import Conversation, Encoded, Segment, Text, Turn
+from mmsft.types import Batch, Conversation, Encoded, Segment, Text, Turn
 from tests.data.dialogues import CAT, assistant, conversation, user
 from tests.model.seq2seq import EOS, FAMILIES, encoder, talk, tokenizer
 
@@ -19,6 +19,15 @@ def sides(encoded: Encoded) -> list[tuple[list[int], list[int]]]:
     """Returns the ids of each prompt and reply."""
     threads = [(thread.segments[1].start, thread.input_ids.tolist()) for thread in tree.threads(encoded)]
     return [(ids[:reply], ids[reply:]) for reply, ids in threads]
+
+
+def batch_sides(batch: Batch) -> list[tuple[list[int], list[int]]]:
+    """Returns the ids of each prompt and reply in a batch, without padding."""
+    assert batch.prompts
+    return [
+        (batch.prompts.input_ids[of][batch.prompts.mask[of]].tolist(), ids[mask].tolist())
+        for of, ids, mask in zip(batch.prompts.of, batch.input_ids, batch.mask, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -87,11 +96,7 @@ def test_a_batch_holds_each_prompt_once() -> None:
     assert batch.prompts is not None
     assert batch.prompts.of.tolist() == [0, 0, 1]
     assert (len(batch.prompts.input_ids), len(batch.input_ids)) == (2, 3)
-    found = [
-        (batch.prompts.input_ids[of][batch.prompts.mask[of]].tolist(), ids[mask].tolist())
-        for of, ids, mask in zip(batch.prompts.of, batch.input_ids, batch.mask, strict=True)
-    ]
-    assert found == [pair for row in rows for pair in sides(row)]
+    assert batch_sides(batch) == [pair for row in rows for pair in sides(row)]
     following = batch.input_ids.flatten()[batch.targets.at + 1]
     assert following.tolist() == batch.targets.token.tolist()
 
@@ -104,16 +109,15 @@ def test_micro_batches_hold_every_target_within_their_size(most: int) -> None:
         for length, replies in ((1, 1), (12, 7), (3, 2), (9, 1))
     ]
     rows.append(made.encode(conversation(user("a"), assistant("b"), user("c" * 9), assistant("d"))))
-    batches = list(micro_batches(rows, most))
-    shapes = [collate(some, NO_TOWERS, {}) for some in batches]
-    assert all(batch.prompts is not None for batch in shapes)
-    sizes = [batch.input_ids.numel() + batch.prompts.input_ids.numel() for batch in shapes if batch.prompts]
+    batches = list(Encoding(made, NO_TOWERS, most).batches(rows, {}))
+    assert all(batch.prompts is not None for batch in batches)
+    sizes = [batch.input_ids.numel() + batch.prompts.input_ids.numel() for batch in batches if batch.prompts]
     assert max(sizes) <= most
-    assert sorted(pair for some in batches for tree_ in some for pair in sides(tree_)) == sorted(
+    assert sorted(pair for batch in batches for pair in batch_sides(batch)) == sorted(
         pair for row in rows for pair in sides(row)
     )
     if most == 90:
-        assert sum(len(batch.prompts.input_ids) for batch in shapes if batch.prompts) == 6  # each prompt once
+        assert sum(len(batch.prompts.input_ids) for batch in batches if batch.prompts) == 6  # each prompt once
 
 
 def test_only_what_follows_the_marker_of_a_span_is_learned() -> None:

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmsft.data.collate import collate
+from mmsft.data.media_reader import MediaReader
 from mmsft.data.tree import divide, join, shared, threads
 from mmsft.types import Encoded, Ints, Media
 from tests.data.chains import chain
@@ -140,6 +143,29 @@ def test_parts_of_a_divided_tree_hold_its_threads_and_targets_and_are_no_larger(
 def test_a_tree_is_called_by_the_rows_in_it() -> None:
     tree = join([chain([1, 2], name="a:1"), chain([1, 3], name="a:2"), chain([1, 4], name="a:1")])
     assert tree.id == "a:1, a:2"
+    assert tree.ids == ("a:1", "a:2")
+
+
+def test_a_trees_name_quotes_few_of_many_rows_and_none_gets_lost() -> None:
+    names = [f"a:{number}" for number in range(64)]
+    tree = join([chain([1, 2 + number], name=name) for number, name in enumerate(names)])
+    assert tree.id == "a:0, a:1, a:2 and 61 more"
+    assert list(tree.ids) == names
+    # A divided tree's parts name their rows as they were.
+    assert join(threads(tree)[:2]).ids == tree.ids
+    batch = collate([tree, chain([5, 6], name="b:1")], MediaReader({}), {})
+    assert batch.ids == (tree.id, "b:1")
+    assert batch.rows == (*names, "b:1")
+
+
+def test_a_tree_of_thousands_of_threads_is_taken_apart_in_no_time() -> None:
+    lines = [chain([1, 2 + number % 7, 10 + number, 5, 6]) for number in range(6000)]
+    began = time.process_time()
+    tree = join(lines)
+    taken = threads(tree)
+    # 0.4 s where it grows with the threads; with their square more than 20.
+    assert time.process_time() - began < 4
+    assert sorted(map(str, map(said, taken))) == sorted(map(str, map(said, lines)))
 
 
 def test_pictures_of_one_name_and_other_bytes_are_not_shared(tmp_path: Path) -> None:

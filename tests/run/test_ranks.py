@@ -6,13 +6,18 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+from mmsft.parallel import Ranks
 from mmsft.run import load_run
-from tests.makers import Lab, finish, lines, losses, tensors_of, write_rows
+from tests.makers import Lab, finish, lines, losses, row, saved, tensors_of, write_rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,11 +54,11 @@ def launch(*arguments: object, ranks: int = 2) -> list[subprocess.CompletedProce
     ]
 
 
-def stages(lab: Lab) -> list[dict[str, Any]]:
+def stages(lab: Lab, join: str | None = None) -> list[dict[str, Any]]:
     """First the adapter; then tower, adapter and LoRA, on steps of two rows of which one is often text."""
     # An eps of 1 makes Adam nearly linear in the gradient; else it would turn rounding of tiny gradients into steps.
     shared = {
-        "recipe": lab.recipe(validation={"fraction": 0.2}, budget=0.5),
+        "recipe": lab.recipe(validation={"fraction": 0.2}, budget=0.5, join=join),
         "optimizer": {"eps": 1.0},
         "evaluate": {"every": "1 epoch"},
     }
@@ -62,12 +67,15 @@ def stages(lab: Lab) -> list[dict[str, Any]]:
     return [first | shared, lab.stage("all", batch="2 examples", duration="1 epoch", train=every) | shared]
 
 
-def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
-    lab = Lab.make(tmp_path, rows=15)
+@pytest.mark.parametrize(("join", "pictures"), [(None, 8), ("shared_prefix", 5)])
+def test_two_processes_learn_what_one_learns(tmp_path: Path, join: str | None, pictures: int) -> None:
+    lab = Lab.make(tmp_path)
+    write_rows(tmp_path / "rows.jsonl", lab.rows(15, pictures=pictures))
     (tmp_path / "images" / "teal.png").write_bytes(b"broken")
-    one = lab.run("one", stages(lab))
-    finish(one)
-    two = lab.write(lab.config("two", stages(lab)))
+    one = lab.run("one", stages(lab, join))
+    steps = finish(one)
+    assert (sum(step.spared for step in steps) > 0) == bool(join)
+    two = lab.write(lab.config("two", stages(lab, join)))
     for done in launch("-m", "mmsft", "train", two):
         assert done.returncode == 0, done.stderr
     folder = load_run(two).folder
@@ -78,7 +86,14 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys()
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, atol=1e-6, rtol=1e-5)
-    for file, keys in [("log.jsonl", ("order", "targets", "tokens")), ("ledger.jsonl", ("row", "fate", "step"))]:
+    # A tree that is divided between processes is read by both where it begins.
+    read = [
+        [line["tokens"] + line["spared"] for line in lines(run / "log.jsonl") if "tokens" in line]
+        for run in (one.folder, folder)
+    ]
+    assert read[0] == read[1]
+    counts = ("order", "targets") if join else ("order", "targets", "tokens")
+    for file, keys in [("log.jsonl", counts), ("ledger.jsonl", ("row", "fate", "step"))]:
         found = [
             sorted(str([line.get(key) for key in keys]) for line in lines(run / file)) for run in (one.folder, folder)
         ]
@@ -168,3 +183,56 @@ def test_an_error_of_one_process_is_raised_in_all() -> None:
     assert main == ["enters", "DataError: 0 fails", "enters", "DataError: 1 fails", "mine", "goes on False", later]
     theirs = "MmsftError: process 0: ZeroDivisionError: division by zero"
     assert other == ["DataError: 0 fails", "enters", "DataError: 1 fails", theirs, "goes on True", later]
+
+
+OTHERWISE = """
+import os, sys
+from mmsft.data.media_reader import MediaReader
+from mmsft.errors import DataError, MmsftError
+from mmsft.run import execute, load_run
+
+layout = MediaReader.layout
+
+def on_this_machine(self, medium):
+    if "teal" in medium.ref:
+        raise DataError("teal.png: this machine can't read it")
+    return layout(self, medium)
+
+if os.environ["RANK"] == "1":
+    MediaReader.layout = on_this_machine
+try:
+    for _, step, _ in execute(load_run(sys.argv[1])):
+        print(step.number)
+except MmsftError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_a_row_that_one_process_reads_otherwise_ends_all_before_its_step_is_saved(tmp_path: Path) -> None:
+    lab = Lab.make(tmp_path)
+    write_rows(tmp_path / "rows.jsonl", [*lab.rows(8), row(11, "images/teal.png")])
+    stage = lab.stage(recipe=lab.recipe(budget=0.5), batch="2 examples", duration="9 steps")
+    config = lab.write(lab.config("two", [stage], save={"every": "1 step", "keep": 9}, seed=1))
+    done = launch("-c", OTHERWISE, config)
+    steps = [process.stdout.split() for process in done]
+    for process in done:
+        assert process.returncode == 1, process.stderr
+        step = len(process.stdout.split()) + 1
+        assert f"DataError: the rows of step {step}: the processes don't read them alike" in process.stderr
+    assert steps[0] == steps[1] != []
+    assert [state.step for state in saved(load_run(config).folder)] == [int(step) for step in steps[0]]
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(2, 2000), st.data())
+def test_odds_are_zero_where_all_processes_have_one_number(number: int, count: int, data: st.DataObject) -> None:
+    numbers = [number] * count
+
+    def total() -> float:
+        processes: list[Any] = [SimpleNamespace(rank=rank, count=count) for rank in range(count)]
+        each = [Ranks.odds(process, own) for process, own in zip(processes, numbers, strict=True)]
+        return float(np.random.default_rng(0).permutation(np.array(each, np.float64)).sum())
+
+    assert total() == 0
+    other = data.draw(st.integers(0, 2**32 - 1).filter(lambda drawn: drawn != number))
+    numbers[data.draw(st.integers(0, count - 1))] = other
+    assert total() != 0

@@ -8,7 +8,7 @@ from mmsft.errors import DataError
 from mmsft.model.fusion import MultimodalModel
 from mmsft.run import Run, execute
 from mmsft.train import checkpoint as ckpt
-from tests.makers import Lab, finish, saved, weights, write_rows
+from tests.makers import Lab, finish, losses, saved, weights, write_rows
 
 
 def test_a_raised_budget_lets_a_stopped_run_go_on(lab: Lab) -> None:
@@ -62,3 +62,22 @@ def test_a_resumed_optimiser_lies_where_the_model_computes(lab: Lab, monkeypatch
         "restore_weights",
         "restore_optimizer",
     ]
+
+
+@pytest.mark.parametrize("join", [None, "shared_prefix"])
+def test_a_stopped_run_goes_on_to_the_same_bits_with_other_workers(lab: Lab, join: str | None) -> None:
+    write_rows(lab.folder / "rows.jsonl", lab.rows(24, pictures=3))
+    stage = lab.stage(recipe=lab.recipe(join=join), duration="2 epochs", batch="5 examples")
+
+    def run(out: str, workers: int) -> Run:
+        return lab.run(out, [stage], save={"every": "1 step"}, workers=workers)
+
+    calm = finish(run("calm", 0))
+    assert (sum(step.spared for step in calm) > 0) == bool(join)
+    stopped = execute(run("stopped", 2))
+    for _ in range(4):  # in the middle of an epoch, and of rows that begin alike
+        next(stopped)
+    stopped.close()
+    assert len(finish(run("stopped", 1))) == len(calm) - 4
+    assert weights(lab.folder / "stopped") == weights(lab.folder / "calm")
+    assert losses(lab.folder / "stopped") == losses(lab.folder / "calm")

@@ -12,12 +12,13 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from mmsft.assistant import ask
 from mmsft.cli import main
 from mmsft.data.encoding import Share
-from mmsft.data.loader import Steps
+from mmsft.data.loader import StepData, Steps
 from mmsft.duration import Duration
 from mmsft.errors import ConfigError
 from mmsft.run import execute, load_run, open_run
 from mmsft.run.check import check
 from mmsft.types import Media
+from tests.data.test_seq2seq import batch_sides
 from tests.makers import Lab, finish, lines, losses, weights, write_rows
 from tests.model.seq2seq import FAMILIES, folder
 
@@ -150,3 +151,26 @@ def test_a_process_without_a_row_runs_both_sides_all_the_same(tmp_path: Path) ->
         scored = model(share.micro[0])
         assert len(scored) == share.targets
         scored.sum().backward()
+
+
+@pytest.mark.parametrize("join", [None, "shared_prefix"])
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes_share_out_prompts_and_replies_and_learn_the_whole(
+    tmp_path: Path, join: str | None, ranks: int
+) -> None:
+    lab = lab_of(tmp_path, "t5")
+    stage = lab.stage(recipe=text_rows(lab) | {"join": join}, micro_batch="120 tokens")
+    run = lab.run("a", [stage], model=lab.text_model())
+    [found] = run.config.stages
+    steps = Steps(run.mixture(found.recipe), run.encoding(found), 3, Duration(24, "examples"), 24)
+    shares = [replace(steps, share=Share(rank, ranks))[0] for rank in range(ranks)]
+
+    def said(*steps: StepData) -> list[tuple[list[int], list[int]]]:
+        return sorted(pair for step in steps for micro in step.micro for pair in batch_sides(micro))
+
+    assert said(*shares) == said(steps[0])
+    assert len(said(steps[0])) == sum(share.used for share in shares) == 24
+    assert len({share.division for share in shares}) == 1
+    sizes = [[b.input_ids.numel() + b.prompts.input_ids.numel() for b in step.micro if b.prompts] for step in shares]
+    assert max(map(max, sizes)) <= 120
+    assert max(map(sum, sizes)) - min(map(sum, sizes)) <= 120  # one micro-batch

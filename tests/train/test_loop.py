@@ -1,5 +1,5 @@
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -108,6 +108,16 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_move(bench: Bench) -
         list(train(bench.trainer(), [data], 1))
     after = named_parameters(bench.model)
     assert all(torch.equal(value, after[name].detach()) for name, value in before.items())
+
+
+def test_divergence_names_each_row_of_a_tree(bench: Bench) -> None:
+    with torch.no_grad():
+        next(p for name, p in named_parameters(bench.model).items() if name.endswith(".A"))[0, 0] = torch.inf
+    data = bench.steps(ALL)[0]
+    names = tuple(f"rows.jsonl:{number}" for number in range(64))
+    micro = replace(data.micro[0], ids=("rows.jsonl:0 and 63 more",), rows=names)
+    with pytest.raises(Diverged, match=r"were rows\.jsonl:0, .*rows\.jsonl:19 and 44 more\n"):
+        list(train(bench.trainer(), [replace(data, micro=(micro,))], 1))
 
 
 def test_a_gradient_that_is_not_finite_stops_too(bench: Bench) -> None:
