@@ -28,10 +28,15 @@ class _Forest:
     """A tree of two branches and, behind it, a thread of its own.
 
     Attributes:
-        scale: lengths are multiples of it.
+        device: of its tensors.
     """
 
-    scale: int
+    device: torch.device
+
+    @property
+    def scale(self) -> int:
+        """Of its lengths; on CUDA there shall be more than one of FlexAttention's own blocks."""
+        return 24 if self.device.type == "cuda" else 1
 
     @property
     def pack(self) -> Pack:
@@ -40,7 +45,7 @@ class _Forest:
         segments = (Segment(0, first), Segment(first, second, 0), Segment(second, third, 0), Segment(third, last))
         until = torch.tensor([third, second, third, last])
         lengths = torch.tensor([segment.end - segment.start for segment in segments])
-        return Pack(segments, until.repeat_interleave(lengths))
+        return Pack(segments, until.repeat_interleave(lengths).to(self.device))
 
     @cached_property
     def threads(self) -> list[list[int]]:
@@ -52,7 +57,7 @@ class _Forest:
     def positions(self) -> Tensor:
         """[T] of the tokens in their threads."""
         position = {token: index for thread in self.threads for index, token in enumerate(thread)}
-        return torch.tensor([position[token] for token in range(len(position))])
+        return torch.tensor([position[token] for token in range(len(position))], device=self.device)
 
 
 class _Watched(Trees):
@@ -108,10 +113,8 @@ def why_not_packed(decoder: PreTrainedModel) -> str | None:
         and the hidden states and their gradients are the same.
     """
     body = body_of(decoder)
-    device = decoder.device
-    forest = _Forest(24 if device.type == "cuda" else 1)  # there more than one of FlexAttention's own blocks
-    pack = Pack(forest.pack.segments, forest.pack.until.to(device))
-    positions = forest.positions.to(device)[None]
+    device, forest = decoder.device, _Forest(decoder.device)
+    positions = forest.positions[None]
     embeds = _some_embeddings(decoder, positions.shape[1])
     masks: list[int | None] = []
 
@@ -123,7 +126,7 @@ def why_not_packed(decoder: PreTrainedModel) -> str | None:
         return body(**inputs, **how).last_hidden_state[0]  # type: ignore[no-any-return]
 
     AttentionMaskInterface.register(_PROBE, mask)
-    exact, trained = (_Watched(pack, positions[0], exact=exact) for exact in (True, False))
+    exact, trained = (_Watched(forest.pack, forest.positions, exact=exact) for exact in (True, False))
     padded, rounds = decoder.config._attn_implementation, torch.is_autocast_enabled(device.type)
     every, order = slice(None), [token for thread in forest.threads for token in thread]
     with evaluating(decoder), torch.autocast(device.type, enabled=False):
