@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -14,14 +14,17 @@ from torch.nn import functional as F
 from transformers import LlamaForCausalLM, PreTrainedModel
 from transformers.models.llama import modeling_llama
 
+from mmsft.config import DecoderConfig
 from mmsft.errors import ConfigError
 from mmsft.model.attention import Trees
+from mmsft.model.decoder import load_decoder
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.generation import generate
 from mmsft.model.packs import why_not_packed
 from mmsft.objectives import sft
 from mmsft.types import Batch, Pack
 from tests.data.chains import chain
+from tests.makers import needs_assets
 from tests.model.tiny import Row, batch_of, llama, llama_config
 from tests.parity.compare import packed
 from tests.parity.families import NOT_PACKED, PACKED
@@ -45,6 +48,16 @@ def test_rounding_under_autocast_is_no_reason_against_packs() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         for _ in range(3):
             assert why_not_packed(llama(initializer_range=1.0, num_hidden_layers=6)) is None
+
+
+@pytest.mark.assets
+@pytest.mark.parametrize("held", ["float32", "bfloat16"])
+def test_thirty_layers_of_real_weights_take_packs_however_they_are_held(held: Literal["float32", "bfloat16"]) -> None:
+    needs_assets("smollm2-135m-instruct")
+    decoder = load_decoder(DecoderConfig(name="asset:smollm2-135m-instruct", dtype=held))
+    assert why_not_packed(decoder) is None
+    with torch.autocast("cpu", torch.bfloat16):
+        assert why_not_packed(decoder) is None
 
 
 def blind(patch: pytest.MonkeyPatch) -> None:
