@@ -110,16 +110,19 @@ def _change(patch: pytest.MonkeyPatch, positions: Callable[[Tensor], Tensor]) ->
     patch.setattr(modeling_llama.LlamaModel, "forward", forward)
 
 
+@pytest.mark.parametrize("mutate", [blind, own_positions, shifted_branch, mixed_with_the_token_before])
 @DTYPES
-@pytest.mark.parametrize(
-    "mutate", [blind, one_more_is_seen, own_positions, shifted_branch, mixed_with_the_token_before]
-)
 def test_a_mutated_decoder_is_found_out(mutate: Mutation, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = held_in(llama(), dtype)
     mutate(monkeypatch)
     reason = why_not_packed(decoder) or ""
     expected = "attention on this device differs" if mutate is blind else "differ from those of threads by themselves"
     assert expected in reason
+
+
+def test_a_single_token_that_sees_one_too_many_is_found_out_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    one_more_is_seen(monkeypatch)
+    assert "differ from those of threads by themselves" in (why_not_packed(llama()) or "")
 
 
 def test_a_window_that_the_layers_do_not_ask_for_is_found_out_however_long() -> None:
