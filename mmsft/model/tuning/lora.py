@@ -28,17 +28,20 @@ class _Linear(PeftLinear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base = cast(nn.Linear, self.get_base_layer())
-        rounded = torch.is_autocast_enabled(x.device.type) or base.weight.dtype != torch.float32
+        autocast = torch.is_autocast_enabled(x.device.type)
+        rounded = autocast or base.weight.dtype != torch.float32
         if self.disable_adapters or self.merged or self.lora_variant or not rounded:
             plain: Tensor = super().forward(x, *args, **kwargs)
             return plain
         (name,) = self.active_adapters
         A, B = cast(nn.Linear, self.lora_A[name]), self.lora_B[name]
         dropped = self.lora_dropout[name](self._cast_input_dtype(x, A.weight.dtype))
-        added: Tensor = B(A(dropped)) * self.scaling[name]
+        added: Tensor = B(A(dropped) * self.scaling[name])  # scaled where it is narrow
         if base.bias is not None:
             added = added + base.bias
-        whole = torch.addmm(added.flatten(0, -2).to(x.dtype), x.flatten(0, -2), base.weight.t())
+        if not autocast:  # which rounds all three itself
+            added = added.to(x.dtype)
+        whole = torch.addmm(added.flatten(0, -2), x.flatten(0, -2), base.weight.t())
         return whole.view(*x.shape[:-1], -1)
 
 
