@@ -73,7 +73,8 @@ class DecoderConfig(Strict):
     Attributes:
         name: a hub id, a folder, a ``.gguf`` file, or ``asset:NAME``; of a causal language model or an encoder–decoder.
         revision: branch, tag or commit of a hub id.
-        dtype: in which its weights are held, fp32 if they learn; under ``precision: bf16`` they compute in bf16.
+        dtype: in which its matrices are held and computed with; vectors and what learns are fp32. bfloat16 halves the
+            memory, and computes what ``precision: bf16`` computes over fp32.
         lora: adds LoRA; it learns as ``decoder.lora``.
         new_tokens: added to the tokenizer as special tokens, which rows may use; they learn as ``decoder.new_tokens``.
         trust_remote_code: run the Python code that a hub id or folder brings along.

@@ -26,6 +26,7 @@ from mmsft.model.llava_layout import llava_problem, to_llava
 from mmsft.model.merged import fill, merged_state
 from mmsft.model.modes import evaluating
 from mmsft.model.new_tokens import heads_tied
+from mmsft.model.precision import held
 from mmsft.model.tower import Tower
 from mmsft.model.weights import share
 from mmsft.types import Batch
@@ -179,18 +180,11 @@ def plain_decoder(decoder: PreTrainedModel) -> PreTrainedModel:
     return clean
 
 
-def _held(decoder: PreTrainedModel) -> torch.dtype:
-    """Returns the type of the decoder's own weights; new tokens and LoRA beside them may be wider."""
-    embedding: Any = decoder.get_input_embeddings()
-    dtype: torch.dtype = getattr(embedding, "base_layer", embedding).weight.dtype
-    return dtype
-
-
 @torch.no_grad()
 def _compare(model: MultimodalModel, folder: Path, layout: str, rows: Sequence[Batch], out: Path) -> Export:
     auto: Any = AutoModelForImageTextToText if model.towers else auto_class(model.decoder.config)
     weight = next(model.parameters())
-    loaded: Any = auto.from_pretrained(folder, dtype=_held(model.decoder))
+    loaded: Any = auto.from_pretrained(folder, dtype=held(model.decoder))
     loaded.to(weight.device).eval()
     difference, largest, off, spread, count = 0.0, 0.0, 0.0, 0.0, 0
     for batch in (batch.map(lambda tensor: tensor.to(weight.device)) for batch in rows):
@@ -202,7 +196,7 @@ def _compare(model: MultimodalModel, folder: Path, layout: str, rows: Sequence[B
         off += float((ours - theirs).double().square().sum())
         spread += float((ours - ours.mean(-1, keepdim=True)).double().square().sum())
         count += len(batch.ids)
-    relative, limit = (off / spread) ** 0.5 if spread else 0.0, _TOLERANCE[_held(model.decoder)]
+    relative, limit = (off / spread) ** 0.5 if spread else 0.0, _TOLERANCE[held(model.decoder)]
     if not relative <= limit:
         raise CheckpointError(
             f"{out}: not written, since {layout} computes something else: on {count} rows its logits differ by "

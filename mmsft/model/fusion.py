@@ -19,6 +19,7 @@ from mmsft.model.modes import evaluating
 from mmsft.model.nll import nll
 from mmsft.model.packs import body_of, why_not_packed
 from mmsft.model.parts import Part, parts
+from mmsft.model.precision import rounding, widen
 from mmsft.model.tower import Tower
 from mmsft.types import Batch, MediaBatch
 
@@ -31,7 +32,8 @@ class MultimodalModel(nn.Module):
     Everything that learns is reached through `forward`, as FSDP2 asks for.
 
     Attributes:
-        decoder: any causal language model or encoder–decoder of transformers that takes `inputs_embeds`.
+        decoder: any causal language model or encoder–decoder of transformers that takes `inputs_embeds`; apart from the
+            model it is to be called inside `rounding(decoder)`.
         towers: by modality.
         head_apart: logits are the head's output on the hidden states and nothing else (`find_head` tells).
         packs: it takes packs of trees (`find_attention` tells); else threads are padded.
@@ -44,6 +46,7 @@ class MultimodalModel(nn.Module):
         super().__init__()
         _refuse_virtual_tokens(decoder)
         _own_configs(decoder)
+        widen(decoder)
         self.decoder = decoder
         self.towers = nn.ModuleDict(dict(towers or {}))
         self.head_apart = True
@@ -75,18 +78,20 @@ class MultimodalModel(nn.Module):
             AlignmentError: a medium's tokens differ in number from its slots.
             DataError: there is no tower for a medium.
         """
-        hidden_BTD = self.body(**self._inputs(batch)).last_hidden_state
-        hidden_ND = hidden_BTD.flatten(0, 1)[batch.targets.at]
-        logits = self.head if self.head_apart else self._familys_logits
-        return nll(hidden_ND, batch.targets.token, logits, self._vocabulary)
+        with rounding(self.decoder):
+            hidden_BTD = self.body(**self._inputs(batch)).last_hidden_state
+            hidden_ND = hidden_BTD.flatten(0, 1)[batch.targets.at]
+            logits = self.head if self.head_apart else self._familys_logits
+            return nll(hidden_ND, batch.targets.token, logits, self._vocabulary)
 
     def logits(self, batch: Batch) -> Tensor:
         """Returns the logits [B, T, V] at every position; for comparisons, since training never holds them whole."""
-        if batch.prompts is not None:
-            inputs = seq2seq.whole_inputs(self.decoder, batch, batch.prompts, self.embed(batch))
-        else:
-            inputs = self._inputs(batch)
-        logits: Tensor = self.decoder(**inputs).logits
+        with rounding(self.decoder):
+            if batch.prompts is not None:
+                inputs = seq2seq.whole_inputs(self.decoder, batch, batch.prompts, self.embed(batch))
+            else:
+                inputs = self._inputs(batch)
+            logits: Tensor = self.decoder(**inputs).logits
         return logits
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
@@ -173,7 +178,7 @@ class MultimodalModel(nn.Module):
             self.head_apart = _returns_its_heads_output(self.decoder)
             return
         name = type(self.decoder).__name__
-        with evaluating(self):
+        with evaluating(self), rounding(self.decoder):
             try:
                 whole, hidden = self._few_tokens()
                 self.head_apart = _alike(whole, self.head(hidden))

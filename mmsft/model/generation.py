@@ -12,6 +12,7 @@ from transformers import GenerationConfig
 from mmsft.errors import ConfigError
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.modes import evaluating
+from mmsft.model.precision import rounding
 from mmsft.types import Batch
 
 _COLDEST: Final = 1e-6
@@ -62,7 +63,8 @@ def generate(
     with _only(settings, model), evaluating(model), torch.random.fork_rng(devices, enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        new = decoder.generate(**_inputs(model, batch))
+        with rounding(decoder):
+            new = decoder.generate(**_inputs(model, batch))
     return [_until_stop(row, set(stops)) for row in new[:, _given(batch) :].tolist()]
 
 

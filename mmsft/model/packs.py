@@ -10,6 +10,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from mmsft.model.attention import Trees, Unsupported, attend_by_trees
 from mmsft.model.modes import evaluating
+from mmsft.model.precision import held, rounding
 from mmsft.types import Pack, Segment
 
 _PROBE: Final = "mmsft-probe"
@@ -129,12 +130,12 @@ def why_not_packed(decoder: PreTrainedModel) -> str | None:
     exact, trained = (_Watched(forest.pack, forest.positions, exact=exact) for exact in (True, False))
     padded, rounds = decoder.config._attn_implementation, torch.is_autocast_enabled(device.type)
     every, order = slice(None), [token for thread in forest.threads for token in thread]
-    with evaluating(decoder), torch.autocast(device.type, enabled=False):
+    with evaluating(decoder), torch.autocast(device.type, enabled=False), rounding(decoder):
         alone = _Learned.from_states(torch.cat([states(thread) for thread in forest.threads]), embeds)
         try:
             decoder.set_attn_implementation(_PROBE)
             together = _Learned.from_states(states(every, trees=exact)[order], embeds)
-            with torch.autocast(device.type, torch.bfloat16, enabled=rounds):
+            with torch.autocast(device.type, torch.bfloat16, enabled=rounds), rounding(decoder):
                 _Learned.from_states(states(every, trees=trained), embeds)
                 with torch.no_grad():
                     states(every, trees=trained)
@@ -144,10 +145,11 @@ def why_not_packed(decoder: PreTrainedModel) -> str | None:
             return f"a pack makes its code fail ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
         finally:
             decoder.set_attn_implementation(padded)
+    dtype = held(decoder)
     return (
         _windows_differ(decoder, exact.windows, masks)
-        or _differ("hidden states", together.states, alone.states)
-        or (_differ("gradients", together.gradient, alone.gradient, _WIDER) if embeds.dtype == torch.float32 else None)
+        or _differ("hidden states", together.states, alone.states, dtype)
+        or (_differ("gradients", together.gradient, alone.gradient, dtype, _WIDER) if dtype == torch.float32 else None)
         or trained.failed()
     )
 
@@ -183,11 +185,11 @@ class _Learned(NamedTuple):
         return cls(states.detach(), gradient[0])
 
 
-def _differ(what: str, packed: Tensor, alone: Tensor, wider: int = 1) -> str | None:
+def _differ(what: str, packed: Tensor, alone: Tensor, dtype: torch.dtype, wider: int = 1) -> str | None:
     # Token by token: the first of a thread is often far larger than the others.
     apart = (packed.float() - alone.float()).norm(dim=-1) / alone.float().norm(dim=-1)
-    worst = float(apart.max() if packed.dtype == torch.float32 else apart.mean())
-    if worst <= wider * _ROUNDING.get(packed.dtype, 1e-3):
+    worst = float(apart.max() if dtype == torch.float32 else apart.mean())
+    if worst <= wider * _ROUNDING.get(dtype, 1e-3):
         return None
     return f"in a pack its {what} differ from those of threads by themselves, by {worst:.1e} of their size"
 

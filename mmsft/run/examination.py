@@ -13,6 +13,7 @@ from mmsft.data.loader import StepData
 from mmsft.data.tree import threads
 from mmsft.errors import MmsftError
 from mmsft.model.names import named_parameters
+from mmsft.model.precision import held
 from mmsft.parallel import Ranks
 from mmsft.run import counts
 from mmsft.run.invariance import (
@@ -83,7 +84,7 @@ class Examination:
             reason = subject.lost[0].reason
             yield f"  {_count(subject.lost)} beside them can't be learned from, see `mmsft check`: {reason}"
         if subject.bounds is ROUNDED:
-            dtype = subject.session.model.decoder.dtype
+            dtype = held(subject.session.model.decoder)
             yield f"  the decoder's weights are held in {dtype}: for tight bounds set model.decoder.dtype=float32"
 
     def proofs(self) -> Iterator[Proof]:

@@ -15,6 +15,7 @@ from mmsft.data.loader import StepData
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.modes import evaluating
 from mmsft.model.names import named_parameters
+from mmsft.model.precision import rounding
 from mmsft.train.loop import Totals, Trainer, backward
 from mmsft.types import Batch
 
@@ -244,7 +245,7 @@ def familys_own(model: MultimodalModel, threads: Sequence[Batch], bounds: Bounds
         bounds: of the loss.
     """
     ours, own = [], []
-    with evaluating(model):
+    with evaluating(model), rounding(model.decoder):
         for thread in threads:
             batch = thread.map(lambda tensor: tensor.to(model.decoder.device))
             ours.append(model(batch))

@@ -19,6 +19,7 @@ from mmsft.data.tree import threads
 from mmsft.duration import Duration
 from mmsft.errors import DataError
 from mmsft.model.names import named_parameters
+from mmsft.model.precision import held
 from mmsft.objectives import sft
 from mmsft.run.invariance import EXACT, ROUNDED, Bounds, Measured, measure
 from mmsft.run.load import starting_point
@@ -116,7 +117,7 @@ class Subject:
     @property
     def bounds(self) -> Bounds:
         """For computations in the precision in which the decoder is held."""
-        return EXACT if self.session.model.decoder.dtype == torch.float32 else ROUNDED
+        return EXACT if held(self.session.model.decoder) == torch.float32 else ROUNDED
 
     def trainer(self) -> Trainer:
         """Lets the stage's parts of the session's model learn, and returns what its loop would need."""

@@ -80,6 +80,36 @@ def test_what_lora_adds_survives_where_the_layer_s_output_is_rounded(held: torch
     assert abs(float((rounded * exact).sum() / exact.square().sum()) - 1) < 0.15
 
 
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.4}])
+@pytest.mark.parametrize("all_learns", [False, True])
+def test_gradients_under_autocast_are_those_of_fp32_to_the_rounding_of_bf16(
+    options: dict[str, float], all_learns: bool
+) -> None:
+    decoder = llama(hidden_size=64, attention_bias=True)
+    add_lora(decoder, LoraConfig(r=4, **options))
+    layer = decoder.get_submodule("model.layers.0.self_attn.q_proj").train()
+    stir(layer, "lora_A", "lora_B", "bias")
+    for name, parameter in layer.named_parameters():
+        parameter.requires_grad_(all_learns or "lora_" in name)
+    x, weights = torch.randn(2, 30, 64, requires_grad=True), torch.randn(2, 30, 64)
+
+    def gradients(rounded: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=rounded):
+            out: Tensor = layer(x)
+        assert out.dtype == (torch.bfloat16 if rounded else torch.float32)
+        learn = {"x": x, **{name: it for name, it in layer.named_parameters() if it.requires_grad}}
+        found = torch.autograd.grad((out.float() * weights).sum(), list(learn.values()))
+        return dict(zip(learn, found, strict=True))
+
+    rounded, exact = gradients(True), gradients(False)
+    assert len(exact) == (5 if all_learns else 3)
+    for name, gradient in exact.items():
+        assert rounded[name].dtype == torch.float32
+        # Inputs, outputs and what is between them are rounded to 8 bits each; the errors of many terms cancel.
+        assert (rounded[name] - gradient).norm() < 1e-2 * gradient.norm(), name
+
+
 def test_lora_lands_on_every_linear_layer_of_the_decoder_but_its_head_and_on_no_tower(tmp_path: Path) -> None:
     model = llava_like(tmp_path)
     add_lora(model.decoder, LoraConfig(r=2))

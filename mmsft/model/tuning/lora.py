@@ -1,6 +1,7 @@
 """LoRA on the decoder's linear layers, by peft; towers are out of its reach."""
 
 import copy
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any, cast
 
@@ -28,21 +29,70 @@ class _Linear(PeftLinear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         base = cast(nn.Linear, self.get_base_layer())
-        autocast = torch.is_autocast_enabled(x.device.type)
-        rounded = autocast or base.weight.dtype != torch.float32
+        rounded = torch.is_autocast_enabled(x.device.type)  # as it is wherever the layer is held in 16 bits
         if self.disable_adapters or self.merged or self.lora_variant or not rounded:
             plain: Tensor = super().forward(x, *args, **kwargs)
             return plain
         (name,) = self.active_adapters
-        A, B = cast(nn.Linear, self.lora_A[name]), self.lora_B[name]
-        dropped = self.lora_dropout[name](self._cast_input_dtype(x, A.weight.dtype))
-        added: Tensor = B(A(dropped) * self.scaling[name])  # scaled where it is narrow
-        if base.bias is not None:
-            added = added + base.bias
-        if not autocast:  # which rounds all three itself
-            added = added.to(x.dtype)
-        whole = torch.addmm(added.flatten(0, -2), x.flatten(0, -2), base.weight.t())
+        dropout = self.lora_dropout[name]
+        x_TI = x.flatten(0, -2)
+        whole: Tensor = _Sum.apply(
+            x_TI,
+            None if isinstance(dropout, nn.Identity) else dropout(x_TI),
+            base.weight,
+            base.bias,
+            self.lora_A[name].weight,
+            self.lora_B[name].weight,
+            self.scaling[name],
+        )
         return whole.view(*x.shape[:-1], -1)
+
+
+class _Sum(torch.autograd.Function):
+    """x Wᵀ + b + s · d Aᵀ Bᵀ in 16 bits, d being x after dropout.
+
+    Each input is rounded once, and kept once for the backward pass; autograd would do so at each of its uses.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x_TI: Tensor,
+        d_TI: Tensor | None,
+        W_OI: Tensor,
+        b_O: Tensor | None,
+        A_RI: Tensor,
+        B_OR: Tensor,
+        s: float,
+    ) -> Tensor:
+        """Computes the sum [T, O] in autocast's type."""
+        dtype = torch.get_autocast_dtype(x_TI.device.type)
+        x = x_TI.to(dtype)
+        d = None if d_TI is None else d_TI.to(dtype)
+        W, A, B = W_OI.to(dtype), A_RI.to(dtype), B_OR.to(dtype)
+        h_TR = (x if d is None else d).mm(A.t()).mul_(s)  # scaled where it is narrow
+        y_TO = h_TR.mm(B.t()) if b_O is None else torch.addmm(b_O.to(dtype), h_TR, B.t())
+        y_TO.addmm_(x, W.t())
+        ctx.save_for_backward(x, d, W, A, B, h_TR)
+        ctx.s, ctx.dtypes = s, [None if it is None else it.dtype for it in (x_TI, d_TI, W_OI, b_O, A_RI, B_OR)]
+        return y_TO
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Computes the gradients that are asked for, each in its input's dtype."""
+        (g_TO,) = grads
+        x, d, W, A, B, h_TR = ctx.saved_tensors
+        g_TR = g_TO.mm(B).mul_(ctx.s)
+        found: tuple[Callable[[], Tensor], ...] = (
+            lambda: g_TO.mm(W) if d is not None else g_TR.mm(A).addmm_(g_TO, W),
+            lambda: g_TR.mm(A),
+            lambda: g_TO.t().mm(x),
+            lambda: g_TO.sum(0),
+            lambda: g_TR.t().mm(x if d is None else d),
+            lambda: g_TO.t().mm(h_TR),
+        )
+        wanted = zip(found, ctx.needs_input_grad, ctx.dtypes, strict=False)
+        return *(find().to(dtype) if asked else None for find, asked, dtype in wanted), None
 
 
 def add_lora(decoder: PreTrainedModel, config: LoraConfig) -> None:
