@@ -156,8 +156,9 @@ class Encoding:
             elif number % share.ranks == share.rank:
                 work.entries.append(row)
         parts = self._parts(encoded, together, share.ranks)
-        work.division = _checksum(pairs, parts)
-        mine = self._micro(parts, share)
+        dealt = self._dealt(parts, share.ranks)
+        work.division = _checksum(pairs, parts, dealt)
+        mine = [[parts[index] for index in some] for some in dealt[share.rank]]
         members = [member for some in mine for part in some for member in part.members]
         loaded, failed = self._load(encoded, dict.fromkeys(member.row for member in members), mixture, pairs)
         for member in members:
@@ -176,9 +177,10 @@ class Encoding:
 
     def batches(self, rows: Sequence[Encoded], loaded: Loaded) -> Iterator[Batch]:
         """Yields micro-batches of rows or joined rows."""
-        for some in self._micro(self._parts(dict(enumerate(rows)), range(len(rows)), 1), Share()):
+        parts = self._parts(dict(enumerate(rows)), range(len(rows)), 1)
+        for some in self._dealt(parts, 1)[0]:
             if some:
-                yield self._batch(some, loaded)
+                yield self._batch([parts[index] for index in some], loaded)
 
     def joined(self, rows: Sequence[Encoded], together: Sequence[int]) -> list[Encoded]:
         """Returns the trees that rows make, neighbours with one number joined."""
@@ -188,17 +190,17 @@ class Encoding:
     def _pads(self) -> bool:
         return not self.packs or self.encoder.sides is not None
 
-    def _micro(self, parts: Sequence[Part], share: Share) -> list[list[Part]]:
-        """Returns what is in each of a process's micro-batches; one may be empty."""
+    def _dealt(self, parts: Sequence[Part], ranks: int) -> list[list[list[int]]]:
+        """Returns which parts are in each of each process's micro-batches; one may be empty."""
         if self._pads:
             shapes = [shape(part.tree) for part in parts]
-            found = cut(shapes, self.micro_tokens, share.ranks)
+            found = cut(shapes, self.micro_tokens, ranks)
             costs = [padded(shapes[index] for index in some).size for some in found]
         else:
             sizes = [len(part.tree) for part in parts]
-            found = bins(sizes, self.micro_tokens, share.ranks)
+            found = bins(sizes, self.micro_tokens, ranks)
             costs = [sum(sizes[index] for index in some) for some in found]
-        return [[parts[index] for index in found[place]] for place in deal(costs, share.ranks)[share.rank]]
+        return [[found[place] for place in places] for places in deal(costs, ranks)]
 
     def _batch(self, parts: Sequence[Part], loaded: Loaded) -> Batch:
         trees = [part.tree for part in parts]
@@ -288,9 +290,9 @@ def _alone(member: Member) -> Iterator[Member]:
         yield Member(member.row, (thread,), first=member.first and index == 0)
 
 
-def _checksum(pairs: Ints, parts: Sequence[Part]) -> int:
-    """Returns 32 bits that stand for which rows were divided, and into what."""
-    found = crc32(pairs.tobytes())
+def _checksum(pairs: Ints, parts: Sequence[Part], dealt: Sequence[Sequence[Sequence[int]]]) -> int:
+    """Returns 32 bits that stand for which rows were divided, into what, and who takes which."""
+    found = crc32(repr(dealt).encode(), crc32(pairs.tobytes()))
     for part in parts:
         members = np.array([(member.row, len(member.threads)) for member in part.members])
         found = crc32(part.tree.input_ids.tobytes(), crc32(members.tobytes(), found))

@@ -149,7 +149,7 @@ def sample_of(mixture: Mixture, pairs: Ints, share: Share) -> Sample:
     together = np.arange(len(pairs)) if numbers is None else numbers.astype(np.int64)
     order = np.argsort(together, kind="stable")
     mine = np.array_split(order, share.ranks)[share.rank]
-    return Sample(pairs[mine], together[mine], crc32(order.tobytes()))
+    return Sample(pairs[mine], together[mine], crc32(pairs.tobytes(), crc32(order.tobytes())))
 
 
 def held_out_batches(

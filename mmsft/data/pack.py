@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
+from heapq import heapify, heapreplace
 from typing import NamedTuple
 
 from mmsft.errors import DataError
@@ -137,24 +138,32 @@ def _falling(sizes: Sequence[int]) -> list[int]:
 
 
 def _first_fit(sizes: Sequence[int], falling: Sequence[int], capacity: int) -> list[list[int]]:
+    # A bin for each item, most of them never opened; above each pair of neighbours the room of the roomier one.
+    leaves = 1 << (len(sizes) - 1).bit_length() if sizes else 1
+    room = [capacity] * (2 * leaves)
     found: list[list[int]] = []
-    room: list[int] = []
     for item in falling:
-        place = next((place for place, left in enumerate(room) if left >= sizes[item]), len(found))
-        if place == len(found):
+        at = 1
+        while at < leaves:
+            at *= 2
+            at += room[at] < sizes[item]
+        if at - leaves == len(found):
             found.append([])
-            room.append(capacity)
-        found[place].append(item)
-        room[place] -= sizes[item]
+        found[at - leaves].append(item)
+        room[at] -= sizes[item]
+        while at > 1:
+            at //= 2
+            room[at] = max(room[2 * at], room[2 * at + 1])
     return found
 
 
 def _even(sizes: Sequence[int], falling: Sequence[int], capacity: int, count: int) -> list[list[int]]:
     """Puts each item into the emptiest bin; returns nothing if one overflows so."""
     found: list[list[int]] = [[] for _ in range(count)]
-    filled = [0] * count
+    filled = [(0, place) for place in range(count)]
+    heapify(filled)
     for item in falling:
-        place = min(range(count), key=filled.__getitem__)
+        size, place = filled[0]
         found[place].append(item)
-        filled[place] += sizes[item]
-    return found if max(filled) <= capacity else []
+        heapreplace(filled, (size + sizes[item], place))
+    return found if max(filled)[0] <= capacity else []

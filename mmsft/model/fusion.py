@@ -78,27 +78,29 @@ class MultimodalModel(nn.Module):
             AlignmentError: a medium's tokens differ in number from its slots.
             DataError: there is no tower for a medium.
         """
+        embeds = self.embed(batch)
         with rounding(self.decoder):
-            hidden_BTD = self.body(**self._inputs(batch)).last_hidden_state
+            hidden_BTD = self.body(**self._inputs(batch, embeds)).last_hidden_state
             hidden_ND = hidden_BTD.flatten(0, 1)[batch.targets.at]
             logits = self.head if self.head_apart else self._familys_logits
             return nll(hidden_ND, batch.targets.token, logits, self._vocabulary)
 
     def logits(self, batch: Batch) -> Tensor:
         """Returns the logits [B, T, V] at every position; for comparisons, since training never holds them whole."""
+        embeds = self.embed(batch)
         with rounding(self.decoder):
             if batch.prompts is not None:
-                inputs = seq2seq.whole_inputs(self.decoder, batch, batch.prompts, self.embed(batch))
+                inputs = seq2seq.whole_inputs(self.decoder, batch, batch.prompts, embeds)
             else:
-                inputs = self._inputs(batch)
+                inputs = self._inputs(batch, embeds)
             logits: Tensor = self.decoder(**inputs).logits
         return logits
 
-    def _inputs(self, batch: Batch) -> dict[str, Any]:
+    def _inputs(self, batch: Batch, embeds: Tensor) -> dict[str, Any]:
         self.attend(packed=batch.pack is not None)
         if batch.prompts is not None:
-            return seq2seq.reply_inputs(self.decoder, batch, batch.prompts, self.embed(batch))
-        inputs: dict[str, Any] = {"inputs_embeds": self.embed(batch), "use_cache": False}
+            return seq2seq.reply_inputs(self.decoder, batch, batch.prompts, embeds)
+        inputs: dict[str, Any] = {"inputs_embeds": embeds, "use_cache": False}
         if batch.pack is None:
             inputs["attention_mask"] = batch.mask.long()
         else:
@@ -195,7 +197,8 @@ class MultimodalModel(nn.Module):
         if self.decoder.config.is_encoder_decoder:
             ids = ids + 4  # behind the token for padding, which some families leave out of their positions
             whole = self.decoder(input_ids=ids, decoder_input_ids=ids, use_cache=False).logits[0]
-            return whole, self.body(**self._inputs(seq2seq.exchange(ids))).last_hidden_state[0]
+            batch = seq2seq.exchange(ids)
+            return whole, self.body(**self._inputs(batch, self.embed(batch))).last_hidden_state[0]
         # Real embeddings, made large, so that a cap on the logits shows.
         inputs = {"inputs_embeds": self.decoder.get_input_embeddings()(ids) * 4, "use_cache": False}
         return self.decoder(**inputs).logits[0], self.body(**inputs).last_hidden_state[0]

@@ -139,10 +139,10 @@ def why_not_packed(decoder: PreTrainedModel) -> str | None:
                 _Learned.from_states(states(every, trees=trained), embeds)
                 with torch.no_grad():
                     states(every, trees=trained)
-        except Unsupported as error:
-            return str(error)
-        except Exception as error:  # what a family's code makes of a pack that it wasn't written for
-            return f"a pack makes its code fail ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+        except torch.OutOfMemoryError:  # which says nothing of the family
+            raise
+        except Exception as error:  # what its code makes of a pack that it wasn't written for
+            return _failure(error)
         finally:
             decoder.set_attn_implementation(padded)
     dtype = held(decoder)
@@ -152,6 +152,12 @@ def why_not_packed(decoder: PreTrainedModel) -> str | None:
         or (_differ("gradients", together.gradient, alone.gradient, dtype, _WIDER) if dtype == torch.float32 else None)
         or trained.failed()
     )
+
+
+def _failure(error: Exception) -> str:
+    if isinstance(error, Unsupported):
+        return str(error)
+    return f"a pack makes its code fail ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
 
 
 def _some_embeddings(decoder: PreTrainedModel, count: int) -> Tensor:

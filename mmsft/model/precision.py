@@ -31,6 +31,13 @@ def widen(decoder: PreTrainedModel) -> None:
     decoder.get_input_embeddings().register_forward_hook(_unrounded)
 
 
+def fill_up(decoder: PreTrainedModel) -> None:
+    """Holds in fp32 what is held in 16 bits; its values stay what they are."""
+    for parameter in decoder.parameters():
+        if parameter.dtype not in _WIDE:
+            parameter.data = parameter.data.float()
+
+
 def rounding(decoder: PreTrainedModel) -> AbstractContextManager[object]:
     """Returns the autocast that a decoder's matrices need, whatever their inputs are; none for those of fp32."""
     dtype = held(decoder)

@@ -69,7 +69,9 @@ def check(run: Run, rows: int = 200) -> Report:
         rows: how many rows of each stage, and how many held out, are encoded, with their media decoded.
     """
     report = Report()
-    report.facts.append(f"config: {len(run.config.stages)} stages, written to {run.folder}")
+    report.facts.append(
+        f"config: stages {', '.join(stage.name for stage in run.config.stages)}; written to {run.folder}"
+    )
     last = _last(run, report)
     _collect(report, _loggers(run))
     _collect(report, _parts(run, last))

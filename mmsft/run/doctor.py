@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from mmsft.errors import ConfigError
 from mmsft.model.names import fresh, named_parameters
+from mmsft.model.precision import fill_up
 from mmsft.parallel import Ranks
 from mmsft.run.examination import Examination
 from mmsft.run.invariance import Proof, exact_convolutions
@@ -81,7 +82,7 @@ class Report:
 def doctor(run: Run, tell: Callable[[str], None] = lambda text: None, tokens: int = _TOKENS) -> Report:
     """Computes the first rows of every stage in several ways, and compares.
 
-    Dropout is off, and computations are in fp32 unless the decoder is held in something else. Weights are those with
+    Dropout is off, and computations are in fp32, also of a decoder that is held in 16 bits. Weights are those with
     which the config begins, one step on, so that nothing is 0 that learns. Nothing is written to the run folder.
 
     Args:
@@ -99,6 +100,7 @@ def doctor(run: Run, tell: Callable[[str], None] = lambda text: None, tokens: in
     run.prepare(None)
     model = run.model()
     place(model, Ranks(run.config.precision))  # it may take packs in one precision and not in another
+    fill_up(model.decoder)
     session = Session(run, ranks, model, fresh(named_parameters(model)))
     report = Report()
 

@@ -13,10 +13,11 @@ from mmsft.data.loader import StepData
 from mmsft.data.tree import threads
 from mmsft.errors import MmsftError
 from mmsft.model.names import named_parameters
-from mmsft.model.precision import held
+from mmsft.model.precision import fill_up
 from mmsft.parallel import Ranks
 from mmsft.run import counts
 from mmsft.run.invariance import (
+    EXACT,
     REPEATED,
     ROUNDED,
     Check,
@@ -83,9 +84,9 @@ class Examination:
         if subject.lost:
             reason = subject.lost[0].reason
             yield f"  {_count(subject.lost)} beside them can't be learned from, see `mmsft check`: {reason}"
-        if subject.bounds is ROUNDED:
-            dtype = held(subject.session.model.decoder)
-            yield f"  the decoder's weights are held in {dtype}: for tight bounds set model.decoder.dtype=float32"
+        dtype = subject.session.run.config.model.decoder.dtype
+        if dtype != "float32":
+            yield f"  the decoder, held in {dtype}, is examined in float32, which holds the same values"
 
     def proofs(self) -> Iterator[Proof]:
         """Yields the proofs in the order of `SUSPECTS`."""
@@ -114,7 +115,7 @@ class Examination:
         return measure(self._trainer, step)
 
     def _against(self, reference: Measured, step: StepData) -> Iterator[Check]:
-        yield from compare(reference, self._measure(step), self._of.bounds)
+        yield from compare(reference, self._measure(step), EXACT)
 
     def _proof(self, name: str, what: str, checks: Iterable[Check]) -> Proof:
         """Returns a proof; an error in the making of its checks fails it."""
@@ -156,8 +157,7 @@ class Examination:
         batches = subject.alone.batches(subject.rows, subject.loaded)
         short = sorted((batch for batch in batches if len(batch.targets.at)), key=lambda batch: batch.mask.sum())
         what = "by transformers' own logits for a thread, told its embeddings alone, and as it is trained"
-        model, bounds = subject.session.model, subject.bounds
-        return self._proof("logits", what, familys_own(model, short[:_SHORTEST], bounds))
+        return self._proof("logits", what, familys_own(subject.session.model, short[:_SHORTEST], EXACT))
 
     def _packing(self, alone: Measured, whole: Measured, joined: bool) -> Proof:
         """Compares threads by themselves with a pack of them; that of training, unless it has rows joined."""
@@ -166,7 +166,7 @@ class Examination:
             return self._skip("packing", subject.no_packs)
         what = "each thread by itself, and all in one pack"
         if not joined:
-            return self._proof("packing", what, compare(alone, whole, subject.bounds))
+            return self._proof("packing", what, compare(alone, whole, EXACT))
         step = step_of(subject.whole.batches(subject.chains, subject.loaded))
         return self._proof("packing", what, self._against(alone, step))
 
@@ -232,7 +232,7 @@ class Examination:
                 yield self._skip(name, f"{_count(subject.rows)} of {_tokens(subject.rows)} tokens can't be divided")
             return
         what = f"1 micro-batch, and {len(parts.micro)}"
-        yield self._proof("accumulation", what, compare(whole, divided, subject.bounds))
+        yield self._proof("accumulation", what, compare(whole, divided, EXACT))
         halves = [subject.rows[first::2][::-1] for first in (1, 0)]
         step = step_of(batch for half in halves for batch in subject.whole.batches(half, subject.loaded))
         what = "all rows in one micro-batch, and every other one in another order"
@@ -265,6 +265,7 @@ class Examination:
             session.model.to("cpu")  # the device needn't hold two
             packs, session.model = session.model.packs, session.run.model()
             ckpt.restore_weights(saved, session.model)
+        fill_up(session.model.decoder)
         session.model.packs = packs
         session.model.to(session.ranks.device)
         again = measure(subject.trainer(), subject.step(subject.whole))

@@ -121,10 +121,11 @@ def _session(run: Run, ranks: Ranks, last: Checkpoint | None) -> Session:
 
 
 def place(model: MultimodalModel, ranks: Ranks) -> None:
-    """Brings a model to its device, and finds out how it may attend there."""
+    """Brings a model to its device, and finds out how it may attend there: as all processes can."""
     model.to(ranks.device)
-    with ranks.autocast():
+    with ranks.together(), ranks.autocast():
         model.find_attention()
+    model.packs = all(ranks.gather(model.packs))
 
 
 def _stages(session: Session, last: Checkpoint | None) -> Iterator[tuple[StageConfig, Step, Assistant]]:

@@ -19,9 +19,8 @@ from mmsft.data.tree import threads
 from mmsft.duration import Duration
 from mmsft.errors import DataError
 from mmsft.model.names import named_parameters
-from mmsft.model.precision import held
 from mmsft.objectives import sft
-from mmsft.run.invariance import EXACT, ROUNDED, Bounds, Measured, measure
+from mmsft.run.invariance import Measured, measure
 from mmsft.run.load import starting_point
 from mmsft.run.stages import Session, optimizer_of
 from mmsft.train import checkpoint as ckpt
@@ -113,11 +112,6 @@ class Subject:
         """Returns the rows as a global step of training."""
         size = Duration(len(self.rows), "examples")
         return Steps(self.mixture, encoding, 0, size, len(self.rows), share or Share())[0]
-
-    @property
-    def bounds(self) -> Bounds:
-        """For computations in the precision in which the decoder is held."""
-        return EXACT if held(self.session.model.decoder) == torch.float32 else ROUNDED
 
     def trainer(self) -> Trainer:
         """Lets the stage's parts of the session's model learn, and returns what its loop would need."""

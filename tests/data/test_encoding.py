@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
@@ -233,3 +234,13 @@ def test_processes_that_read_a_row_otherwise_have_other_checksums(run: Run) -> N
     file = run.folder.parent / "asked.jsonl"
     file.write_bytes(file.read_bytes().replace(b"Question 3", b"Question 4"))  # as long as it was
     assert division(1) != before
+
+
+def test_a_process_that_pads_where_another_packs_has_another_checksum(run: Run) -> None:
+    mixture, encoding = parts(run)
+    apart = range(len(mixture.train))
+    packs, pads = (
+        replace(encoding, packs=packed).work(mixture, mixture.train, apart, Share(rank, 2)).division
+        for rank, packed in enumerate((True, False))
+    )
+    assert packs != pads

@@ -61,3 +61,11 @@ def test_processes_that_read_other_beginnings_divide_the_rows_otherwise(lab: Lab
     file.write_bytes(file.read_bytes().replace(b"green.png", b"other.png", 1))
     other = Mixture(stage.recipe)
     assert sample_of(other, other.held_out, Share(1, 2)).division != before
+
+
+@pytest.mark.parametrize("join", [None, "shared_prefix"])
+def test_processes_that_hold_out_other_rows_divide_them_otherwise(lab: Lab, join: str | None) -> None:
+    run = run_of(lab, join)
+    mixture = run.mixture(run.config.stages[0].recipe)
+    one, other = (sample_of(mixture, pairs, Share(0, 2)) for pairs in (mixture.held_out, mixture.held_out[::-1]))
+    assert one.division != other.division

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsft.data.pack import Padded, bins, cut, deal, padded
+from mmsft.data.pack import Padded, _first_fit, bins, cut, deal, padded
 from mmsft.errors import DataError
 
 SIZES = st.lists(st.integers(1, 100), max_size=60)
@@ -23,6 +23,19 @@ def test_each_item_is_in_one_bin_none_is_over_full_and_shares_have_as_many(
 def test_bins_are_more_than_half_full_on_average(sizes: list[int], capacity: int) -> None:
     # First-fit never opens a bin while the item fits into another, so that no two together would fit into one.
     assert len(bins(sizes, capacity)) <= max(1, 2 * sum(sizes) / capacity)
+
+
+@given(SIZES, st.integers(100, 300))
+def test_first_fit_is_first_fit(sizes: list[int], capacity: int) -> None:
+    falling = sorted(range(len(sizes)), key=lambda item: -sizes[item])
+    slow: list[list[int]] = []
+    for item in falling:
+        free = (some for some in slow if sum(sizes[other] for other in some) + sizes[item] <= capacity)
+        into = next(free, None)
+        if into is None:
+            slow.append(into := [])
+        into.append(item)
+    assert _first_fit(sizes, falling, capacity) == slow
 
 
 def alpaca_like(rows: int, seed: int) -> list[int]:

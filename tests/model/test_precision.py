@@ -1,6 +1,7 @@
 """Decoders whose matrices are held in 16 bits."""
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import PreTrainedModel
 
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.generation import generate
-from tests.model.tiny import Row, batch_of, llama
+from tests.model.tiny import Row, batch_of, llama, llava_like, mixed_rows
 from tests.parity.compare import padded
 from tests.parity.families import NOT_PACKED, PACKED
 from tests.parity.test_families import trees
@@ -45,6 +46,17 @@ def test_what_its_layers_add_up_is_fp32() -> None:
     assert seen == [torch.float32] * 3
     assert {parameter.dtype for parameter in decoder.parameters() if parameter.ndim < 2} == {torch.float32}
     assert {parameter.dtype for parameter in decoder.parameters() if parameter.ndim > 1} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_towers_beside_it_compute_in_fp32(tmp_path: Path, dtype: torch.dtype) -> None:
+    whole = llava_like(tmp_path)
+    model = MultimodalModel(whole.decoder.to(dtype), dict(whole.towers))  # type: ignore[arg-type]
+    seen: list[torch.dtype] = []
+    model.towers["image"].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    model(batch_of(mixed_rows()))
+    model.logits(batch_of(mixed_rows()))
+    assert seen == [torch.float32] * 2
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

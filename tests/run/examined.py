@@ -43,16 +43,20 @@ def skipped(report: Report) -> set[str]:
 def told(monkeypatch: Patch, change: Callable[[Batch, dict[str, Any]], dict[str, Any]]) -> None:
     """Changes what the decoder is told."""
     real = MultimodalModel._inputs
-    monkeypatch.setattr(MultimodalModel, "_inputs", lambda self, batch: change(batch, real(self, batch)))
+
+    def changed(self: MultimodalModel, batch: Batch, embeds: Tensor) -> dict[str, Any]:
+        return change(batch, real(self, batch, embeds))
+
+    monkeypatch.setattr(MultimodalModel, "_inputs", changed)
 
 
 def seeing_to(monkeypatch: Patch, until: Callable[[Pack], Tensor]) -> None:
     """Has the attention of packs see tokens for longer."""
     real = MultimodalModel._inputs
 
-    def changed(self: MultimodalModel, batch: Batch) -> dict[str, Any]:
+    def changed(self: MultimodalModel, batch: Batch, embeds: Tensor) -> dict[str, Any]:
         pack = batch.pack
-        return real(self, replace(batch, pack=Pack(pack.segments, until(pack))) if pack else batch)
+        return real(self, replace(batch, pack=Pack(pack.segments, until(pack))) if pack else batch, embeds)
 
     monkeypatch.setattr(MultimodalModel, "_inputs", changed)
 

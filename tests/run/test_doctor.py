@@ -1,10 +1,12 @@
 import json
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from mmsft.cli import main
@@ -14,10 +16,11 @@ from mmsft.run.doctor import doctor
 from mmsft.run.examination import SUSPECTS
 from mmsft.run.invariance import Check
 from mmsft.train import checkpoint
+from mmsft.types import Pack
 from tests.data.conftest import byte_level
 from tests.makers import Lab, row, write_rows
 from tests.model.seq2seq import FAMILIES, folder
-from tests.run.examined import BOTH, Patch, skipped, text_only, with_media
+from tests.run.examined import BOTH, Patch, failing, seeing_to, siblings_too, skipped, text_only, told, with_media
 
 # What is sound
 
@@ -53,13 +56,27 @@ def test_encoder_decoders_pass(lab: Lab, family: str) -> None:
     assert (report.failed, skipped(report)) == ([], {"packing", "left padding", "autocast"})
 
 
-def test_a_decoder_held_in_bf16_has_bounds_of_its_own(lab: Lab) -> None:
+@pytest.mark.parametrize(("dtype", "precision"), [("bfloat16", "bf16"), ("float16", "fp32")])
+def test_a_decoder_held_in_16_bits_is_examined_in_fp32(lab: Lab, dtype: str, precision: str) -> None:
     stage = lab.stage(train=BOTH)
-    report = doctor(lab.run("a", [stage], precision="bf16", model=lab.model(dtype="bfloat16")))
+    report = doctor(lab.run("a", [stage], precision=precision, model=lab.model(dtype=dtype)))
     assert report.failed == []
     [packing] = [proof for proof in report.proofs if proof.name == "packing"]
-    assert [(check.what, check.bound) for check in packing.checks] == [("loss", 5e-2), ("gradient norm", 3e-1)]
-    assert "set model.decoder.dtype=float32" in report.notes[-1]
+    assert [(check.what, check.bound) for check in packing.checks[:2]] == [("loss", 1e-5), ("gradient", 1e-3)]
+    assert f"held in {dtype}, is examined in float32" in report.notes[-1]
+
+
+@pytest.mark.parametrize("fault", ["a neighbour is seen", "a sibling is seen", "positions"])
+def test_a_fault_beside_a_decoder_held_in_bf16_is_found(lab: Lab, monkeypatch: Patch, fault: str) -> None:
+    write_rows(lab.folder / "rows.jsonl", [row(number, "images/red.png") for number in range(12)])
+    if fault == "positions":
+        told(monkeypatch, lambda batch, inputs: inputs | {"position_ids": batch.positions + (batch.positions > 5)})
+    else:
+        all_of_it: Callable[[Pack], Tensor] = lambda pack: torch.full_like(pack.until, len(pack.until))  # noqa: E731
+        seeing_to(monkeypatch, siblings_too if fault == "a sibling is seen" else all_of_it)
+    stage = lab.stage(recipe=lab.recipe(join="shared_prefix"), train=BOTH)
+    report = doctor(lab.run("a", [stage], precision="bf16", model=lab.model(dtype="bfloat16")))
+    assert failing(report)[0] == ("logits" if fault == "positions" else "trees")
 
 
 @pytest.mark.parametrize("learn", ["completion", "all", "span"])

@@ -223,6 +223,31 @@ def test_a_row_that_one_process_reads_otherwise_ends_all_before_its_step_is_save
     assert [state.step for state in saved(load_run(config).folder)] == [int(step) for step in steps[0]]
 
 
+ONE_REFUSES = """
+import os, sys
+from mmsft.model.fusion import MultimodalModel
+from mmsft.run import execute, load_run
+
+found = MultimodalModel.find_attention
+
+def find(self):
+    found(self)
+    self.packs = self.packs and os.environ["RANK"] == "0"
+
+MultimodalModel.find_attention = find
+for _, step, assistant in execute(load_run(sys.argv[1])):
+    print(step.number, assistant.model.packs)
+"""
+
+
+def test_where_one_process_can_not_pack_none_does(tmp_path: Path) -> None:
+    lab = Lab.make(tmp_path)
+    config = lab.write(lab.config("two", [lab.stage(batch="4 examples", duration="2 steps")]))
+    for process in launch("-c", ONE_REFUSES, config):
+        assert process.returncode == 0, process.stderr
+        assert process.stdout.split() == ["1", "False", "2", "False"]
+
+
 @given(st.integers(0, 2**32 - 1), st.integers(2, 2000), st.data())
 def test_odds_are_zero_where_all_processes_have_one_number(number: int, count: int, data: st.DataObject) -> None:
     numbers = [number] * count
