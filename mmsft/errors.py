@@ -42,6 +42,19 @@ class Diverged(MmsftError):
     """The loss or a gradient is no longer finite."""
 
 
+class OutOfMemory(MmsftError):
+    """A step needs more memory than there is.
+
+    Attributes:
+        step: its number in the stage, counted from 0.
+        tokens: of its largest micro-batch.
+    """
+
+    def __init__(self, message: str, step: int, tokens: int) -> None:
+        super().__init__(message)
+        self.step, self.tokens = step, tokens
+
+
 class Problems:
     """Goes on after an error, so that the user hears of all of them at once.
 

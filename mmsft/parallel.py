@@ -105,7 +105,7 @@ class Ranks:
         if self._accelerator.distributed_type == DistributedType.MULTI_CPU:
             atexit.unregister(_leave)
             atexit.register(_leave)
-        self._precision = precision
+        self.precision = precision
         self._deferred: Exception | None = None
 
     @property
@@ -143,7 +143,7 @@ class Ranks:
 
     def autocast(self) -> AbstractContextManager[object]:
         """Returns the context in which the forward pass computes."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def accumulate(self, model: nn.Module, last: bool) -> AbstractContextManager[object]:
         """Returns the context of one micro-batch: gradients travel between processes with the last only."""

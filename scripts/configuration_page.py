@@ -7,7 +7,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ByteSize
 from pydantic.fields import FieldInfo
 
 from mmsft.adapters import ADAPTERS
@@ -32,7 +32,7 @@ value; it can be run again.
   `accelerate launch --num_processes 2 -m mmsft train run.yaml`, or
   `torchrun --nproc_per_node 2 -m mmsft train run.yaml` (without a GPU, `ACCELERATE_USE_CPU=true` before it).
 - A run that was stopped goes on with the same command. Settings that decide no weight beyond its rounding may change
-  meanwhile: `out` (with the folder), `workers`, `save` and `loggers`; a stage's `micro_batch`,
+  meanwhile: `out` (with the folder), `workers`, `features`, `save` and `loggers`; a stage's `micro_batch`,
   `activation_checkpointing` and `evaluate`; a recipe's `budget`; a source's `licence`, `tags` and `media_root`.
 - Scalars are those of YAML 1.2: `1e-3` is a number; `yes`, `off` and `12:30` are text. Anchors and `<<` work.
 
@@ -147,6 +147,10 @@ def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, BaseModel):
         return "its defaults"
+    if isinstance(value, ByteSize):
+        return f"`{value.human_readable(decimal=True, separator=' ').replace('.0 ', ' ')}`"
+    if isinstance(value, ByteSize):
+        return f"`{value.human_readable(decimal=True, separator=' ').replace('.0 ', ' ')}`"
     if isinstance(value, tuple):
         return f"`[{', '.join(map(str, value))}]`"
     return f"`{json.dumps(value) if value is None or isinstance(value, bool) else value}`"

@@ -96,6 +96,7 @@ class Lab:
             "out": str(self.folder / out),
             "precision": "fp32",
             "workers": 0,
+            "features": {"folder": str(self.folder / "features")},
             "model": self.model(),
             "stages": list(stages or [self.stage()]),
             "save": {"every": "2 steps", "keep": 2},

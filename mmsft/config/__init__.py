@@ -2,29 +2,26 @@
 
 from mmsft.config.dump import dump_config
 from mmsft.config.kinds import resolve_kind
-from mmsft.config.models import (
-    DecoderConfig,
+from mmsft.config.model import DecoderConfig, LoraConfig, ModelConfig, TowerConfig
+from mmsft.config.origins import Origins
+from mmsft.config.reading import read_config
+from mmsft.config.recipe import RecipeConfig, SourceConfig, ValidationConfig
+from mmsft.config.run import (
     EvaluationConfig,
+    FeaturesConfig,
     GroupConfig,
-    LoraConfig,
-    ModelConfig,
     OptimizerConfig,
-    RecipeConfig,
     RunConfig,
     SaveConfig,
     ScheduleConfig,
-    SourceConfig,
     StageConfig,
-    TowerConfig,
-    ValidationConfig,
 )
-from mmsft.config.origins import Origins
-from mmsft.config.reading import read_config
 from mmsft.config.values import Spec
 
 __all__ = [
     "DecoderConfig",
     "EvaluationConfig",
+    "FeaturesConfig",
     "GroupConfig",
     "LoraConfig",
     "ModelConfig",

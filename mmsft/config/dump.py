@@ -4,8 +4,8 @@ from typing import Any
 
 import yaml
 
-from mmsft.config.models import RunConfig
 from mmsft.config.origins import Key, Origins
+from mmsft.config.run import RunConfig
 
 
 def dump_config(config: RunConfig, origins: Origins) -> str:

@@ -7,9 +7,9 @@ from typing import Any, TypeAlias
 from pydantic import ValidationError
 
 from mmsft.config.document import read_yaml
-from mmsft.config.models import RunConfig
 from mmsft.config.origins import Key, Origins, dotted
 from mmsft.config.overrides import override
+from mmsft.config.run import RunConfig
 from mmsft.config.schema import known_keys
 from mmsft.config.values import Spec
 from mmsft.config.wording import kind_of, wrong

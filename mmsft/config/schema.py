@@ -5,8 +5,8 @@ from typing import Annotated, Any, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
-from mmsft.config.models import RunConfig
 from mmsft.config.origins import Key
+from mmsft.config.run import RunConfig
 
 
 def known_keys(key: Key) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    ByteSize,
     Field,
     PlainSerializer,
     PlainValidator,
@@ -143,6 +144,13 @@ Warmup = Annotated[
     PlainValidator(_warmup),
     PlainSerializer(lambda value: str(value) if isinstance(value, Duration) else value),
     Field(description="part of the stage, or an amount in steps"),
+]
+
+
+Size = Annotated[
+    ByteSize,
+    PlainSerializer(lambda value: f"{value / 1e9:g} GB" if value % 10**6 == 0 else int(value)),
+    Field(gt=0, description="bytes, or with a unit: `20 GB`"),
 ]
 
 

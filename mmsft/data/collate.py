@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmsft.data.media_reader import MediaReader
+from mmsft.data.media_reader import Kept, Loaded, MediaReader
+from mmsft.modalities.spec import Modality
 from mmsft.types import (
     Batch,
     BatchTargets,
@@ -23,10 +24,9 @@ from mmsft.types import (
     Pack,
     Prompts,
     Segment,
+    Stored,
     subtree_ends,
 )
-
-Loaded = Mapping[Media, Mapping[str, Tensor]]
 
 
 def collate(
@@ -167,11 +167,37 @@ def _groups(
     """Puts media of one grid and one shape together; returns the groups and where each medium is in them."""
     members: dict[tuple[Grid, tuple[tuple[str, torch.Size], ...]], list[Media]] = {}
     for medium in media:
-        shapes = tuple((name, tensor.shape) for name, tensor in loaded[medium].items())
-        members.setdefault((reader.grid(medium), shapes), []).append(medium)
+        members.setdefault((reader.grid(medium), _shapes(loaded[medium])), []).append(medium)
     groups, place = [], {}
     for number, ((grid, _), items) in enumerate(members.items()):
-        tensors = reader.modality(items[0]).collate([loaded[item] for item in items])
-        groups.append(MediaGroup(tensors, grid, tuple(items)))
+        groups.append(_group(grid, items, reader.modality(items[0]), loaded))
         place.update({item: (number, index) for index, item in enumerate(items)})
     return tuple(groups), place
+
+
+def _shapes(item: Mapping[str, Tensor] | Kept) -> tuple[tuple[str, torch.Size], ...]:
+    """Returns what media of one group share: nothing where there is a store, or a group would show what is in it."""
+    return () if isinstance(item, Kept) else tuple((name, tensor.shape) for name, tensor in item.items())
+
+
+def _group(grid: Grid, media: Sequence[Media], modality: Modality, loaded: Loaded) -> MediaGroup:
+    kept, whole = [], []
+    for medium in media:
+        item = loaded[medium]
+        if isinstance(item, Kept):
+            kept.append(item)
+        else:
+            whole.append(item)
+    if whole:
+        return MediaGroup(modality.collate(whole), grid, tuple(media))
+    known = [item.features for item in kept if item.features is not None]
+    fresh = [item for item in kept if item.features is None]
+    behind = iter(range(len(known), len(kept)))
+    ahead = iter(range(len(known)))
+    stored = Stored(
+        values=torch.stack(known) if known else None,
+        fresh=tuple(modality.collate([item.tensors]) for item in fresh),
+        digests=tuple(item.digest for item in fresh),
+        order=torch.tensor([next(behind if item.features is None else ahead) for item in kept]),
+    )
+    return MediaGroup({}, grid, tuple(media), stored)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from mmsft.data import tree
 from mmsft.data.chat import ChatEncoder, NothingToLearn, TooLong
-from mmsft.data.collate import Loaded, collate, pack
+from mmsft.data.collate import collate, pack
 from mmsft.data.ledger import Entry, Fate
-from mmsft.data.media_reader import MediaReader
+from mmsft.data.media_reader import Kept, Loaded, MediaReader
 from mmsft.data.mixture import Mixture
 from mmsft.data.pack import bins, cut, deal, padded
 from mmsft.data.seq2seq import by_prompt, shape
@@ -266,9 +266,9 @@ class Encoding:
 
     def _load(
         self, rows: Mapping[int, Encoded], wanted: Iterable[int], mixture: Mixture, pairs: Ints
-    ) -> tuple[dict[Media, Mapping[str, Tensor]], dict[int, Entry]]:
+    ) -> tuple[Loaded, dict[int, Entry]]:
         """Loads all media of the wanted rows, each once; tells which rows have one that can't be loaded."""
-        loaded: dict[Media, Mapping[str, Tensor]] = {}
+        loaded: dict[Media, Mapping[str, Tensor] | Kept] = {}
         broken: dict[Media, DataError] = {}
         failed: dict[int, Entry] = {}
         for number in wanted:
@@ -276,7 +276,7 @@ class Encoding:
                 medium = placed.media
                 if medium not in loaded and medium not in broken:
                     try:
-                        loaded[medium] = self.reader.load(medium)
+                        loaded[medium] = self.reader.read(medium)
                     except DataError as error:
                         broken[medium] = error
                 if medium in broken:

@@ -2,15 +2,36 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeAlias
 
 from torch import Tensor
 
 from mmsft.adapters.spec import Adapter, Layout
 from mmsft.errors import DataError
+from mmsft.features import FeatureStore
 from mmsft.modalities.spec import File, Modality
 from mmsft.types import Grid, Media
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A medium of a tower that has a store.
+
+    Attributes:
+        digest: its key there.
+        features: [L, width] what the encoder gave; None = it isn't there.
+        tensors: what `Modality.load` gave; empty if the features are there.
+    """
+
+    digest: str
+    features: Tensor | None
+    tensors: Mapping[str, Tensor]
+
+
+Loaded: TypeAlias = Mapping[Media, Mapping[str, Tensor] | Kept]
+"""Media as `MediaReader.read` gives them; those of one tower are all `Kept`, or none is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +40,12 @@ class MediaReader:
 
     Attributes:
         blank: read every medium as one without content, to see what a model answers without looking.
+        stores: features of frozen encoders, by tower; one that isn't there encodes at each use.
     """
 
     towers: Mapping[str, tuple[Modality, Adapter]]
     blank: bool = False
+    stores: Mapping[str, FeatureStore] = field(default_factory=dict)
 
     def modality(self, media: Media) -> Modality:
         """Returns the modality that reads the medium.
@@ -52,6 +75,16 @@ class MediaReader:
         """Returns what the medium occupies among the tokens."""
         grid = self.grid(media)
         return self.towers[media.modality][1].layout(grid)
+
+    def read(self, media: Media) -> Mapping[str, Tensor] | Kept:
+        """Returns a medium's features if its tower has a store that has them; else reads and decodes it."""
+        store = self.stores.get(media.modality)
+        if store is None:
+            return self.load(media)
+        with _naming(media):
+            digest = store.digest(file_of(media), dict(media.options))
+        features = store.get(digest, self.grid(media).count)
+        return Kept(digest, features, self.load(media) if features is None else {})
 
     def load(self, media: Media) -> dict[str, Tensor]:
         """Reads and decodes the medium."""

@@ -29,6 +29,10 @@ class Picture(Modality, Protocol):
         """Returns ``pixels`` [3, H, W] as the tower was trained on them."""
         return {"pixels": self.frame().pixels(read_picture(file))}
 
+    def settings(self) -> str:
+        """Returns the fields, and what the weights' own settings say of pictures."""
+        return f"{self!r} {self.frame()!r}"
+
     def blank(self, grid: Grid) -> dict[str, Tensor]:
         """Returns a picture of the mean colour."""
         return {"pixels": self.frame().blank()}

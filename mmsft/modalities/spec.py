@@ -74,6 +74,17 @@ class Modality(Protocol):
     def encoder(self) -> nn.Module:
         """Builds the `Encoder`, with its weights; fresh ones follow from the run's seed."""
 
+    def settings(self) -> str:
+        """Returns what decides what `load` gives of a medium, as text: the key under which features are stored.
+
+        The fields do; a modality whose `load` follows from a file that a field names adds what it reads there.
+        """
+        return repr(self)
+
+    def augments(self) -> bool:
+        """Tells whether `load` gives something else each time, so that features can't be stored."""
+        return False
+
     def collate(self, items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Joins loaded media of equal shapes along a new first dimension."""
         return {name: torch.stack([item[name] for item in items]) for name in items[0]}

@@ -277,7 +277,7 @@ def _returns_its_heads_output(decoder: Any) -> bool:
 
 def _features(tower: Tower, name: str, media: MediaBatch, batch: Batch) -> Tensor:
     """Returns what fills the slots [S, D], each distinct medium encoded once."""
-    groups = [tower(group.tensors, group.grid) for group in media.groups]
+    groups = [tower(group) for group in media.groups]
     for use in media.uses:
         given = groups[use.group].shape[1]
         if use.count != given:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from mmsft.adapters.spec import Adapter
+from mmsft.features import Keeper
 from mmsft.modalities.spec import Encoder, Features, Modality
-from mmsft.types import Grid
+from mmsft.types import Grid, MediaGroup, Stored
 
 _ROUNDED_BY_AUTOCAST: Final = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 
@@ -19,6 +20,9 @@ class Tower(nn.Module):
 
     A frozen encoder runs in eval mode and without gradient, whatever mode the model is in. BatchNorm stays in eval mode
     in a learning one too: a few pictures would spoil its statistics, and a step's loss would depend on how it is split.
+
+    Attributes:
+        keeper: takes the features that are encoded for a store; None = there is none.
     """
 
     def __init__(self, modality: Modality, adapter: Adapter, width: int, dtype: torch.dtype = torch.float32) -> None:
@@ -37,6 +41,7 @@ class Tower(nn.Module):
         if dtype != torch.float32:
             _hold(self.encoder, dtype)
         self.adapter_spec = adapter
+        self.keeper: Keeper | None = None
         self.adapter = adapter.build(cast(Encoder, self.encoder).width, width)
 
     @property
@@ -44,10 +49,18 @@ class Tower(nn.Module):
         """Whether any parameter of the tower asks for gradients."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
-    def forward(self, tensors: Mapping[str, Tensor], grid: Grid) -> Tensor:
-        """Encodes N distinct media of one shape → tokens [N, S, width]."""
-        tokens: Tensor = self.adapter(self._encoded(tensors), grid)
+    def forward(self, group: MediaGroup) -> Tensor:
+        """Encodes N distinct media of one shape, unless a store has their features → tokens [N, S, width]."""
+        features = self._encoded(group.tensors) if group.stored is None else self._completed(group.stored)
+        tokens: Tensor = self.adapter(features, group.grid)
         return tokens
+
+    def _completed(self, stored: Stored) -> Features:
+        fresh = [self._encoded(tensors).values for tensors in stored.fresh]
+        if self.keeper is not None:
+            self.keeper.put(stored.digests, [values[0] for values in fresh], read=len(stored.order) - len(fresh))
+        known = [] if stored.values is None else [stored.values]
+        return Features(torch.cat([*known, *fresh]).index_select(0, stored.order))
 
     def untouched(self) -> Tensor:
         """Returns 0 with a gradient of 0 for all that learns, by way of a blank medium.

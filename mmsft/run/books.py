@@ -110,6 +110,21 @@ class Books:
         numbers = {f"{self.state.name}/{name}": value for name, value in values.items() if math.isfinite(value)}
         self._ranks.track(numbers, self.state.before + self.state.step)
 
+    def media(self, counts: Mapping[str, Mapping[str, int]]) -> None:
+        """Books at a stage's end how many media this command read from the store of features, and how many it encoded.
+
+        Args:
+            counts: this process's, by tower.
+        """
+        shares = self._ranks.gather(dict(counts))
+        with self._ranks.together():
+            if self._ranks.main and counts:
+                line = {
+                    name: {what: sum(share[name][what] for share in shares) for what in count}
+                    for name, count in counts.items()
+                }
+                self._log.write(self.state.stage, self.state.step, {"name": self.state.name, "media": line})
+
     def evaluated(self, loss: float, entries: Sequence[Entry], rows: int) -> bool:
         """Books a held-out loss after the last step; returns whether it is the stage's lowest so far.
 

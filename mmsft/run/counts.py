@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from mmsft.data.chat import MARKER, ChatEncoder
-from mmsft.data.collate import Loaded, collate, pack
-from mmsft.data.media_reader import MediaReader
+from mmsft.data.collate import collate, pack
+from mmsft.data.media_reader import Loaded, MediaReader
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.modes import evaluating
 from mmsft.model.tower import Tower
 from mmsft.run.invariance import Check, distance
-from mmsft.types import PREVIOUS, Batch, Conversation, Encoded, Ints, Media
+from mmsft.types import PREVIOUS, Batch, Conversation, Encoded, Ints, Media, MediaGroup
 
 
 def equal(what: str, reference: int, variant: int) -> Check:
@@ -230,5 +230,6 @@ def _counting(encoded: dict[str, int], name: str) -> Any:
 def _alone(tower: Tower, reader: MediaReader, medium: Media, device: torch.device) -> Tensor:
     """Returns the tokens [S, D] of a medium that is read and encoded by itself."""
     tensors = reader.modality(medium).collate([reader.load(medium)])
-    tokens: Tensor = tower({name: tensor.to(device) for name, tensor in tensors.items()}, reader.grid(medium))[0]
+    moved = {name: tensor.to(device) for name, tensor in tensors.items()}
+    tokens: Tensor = tower(MediaGroup(moved, reader.grid(medium), (medium,)))[0]
     return tokens

@@ -27,6 +27,7 @@ from mmsft.model.build import build_model
 from mmsft.model.decoder import decoder_start, load_tokenizer
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.names import named_parameters
+from mmsft.run.stores import told
 from mmsft.train import checkpoint as ckpt
 from mmsft.train.checkpoint import Checkpoint
 from mmsft.train.optim import freeze, select
@@ -179,6 +180,8 @@ class Run:
         for group in groups:
             count = sum(names[name].numel() for name in group.names)
             yield f"  learns  {group.pattern:<32} {count:>13,} parameters at {group.config.lr:g}"
+        for name, tower in model.towers.items():
+            yield f"  media   towers.{name + '.encoder':<25} {told(self.config.features, tower)}"
         for part in model.parts():
             if part.frozen:
                 yield f"  frozen  {part.name:<32} {part.frozen:>13,} parameters"

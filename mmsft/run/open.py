@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmsft.assistant import Assistant
-from mmsft.data.collate import Loaded, collate
+from mmsft.data.collate import collate
+from mmsft.data.media_reader import Loaded
 from mmsft.data.tree import threads
 from mmsft.errors import CheckpointError, ConfigError, DataError, suggest
 from mmsft.eval.accuracy import reference_of

@@ -29,6 +29,7 @@ from mmsft.parallel import Ranks
 from mmsft.run.books import Books
 from mmsft.run.load import CONFIG, Run, newest, starting_point
 from mmsft.run.lock import locked, unwritable
+from mmsft.run.stores import Stores, stored
 from mmsft.train import checkpoint as ckpt
 from mmsft.train.checkpoint import Checkpoint, State
 from mmsft.train.loop import Step, Trainer, train
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 
 # Settings that may change between the parts of one run: they decide no weight beyond its rounding and dropout's masks.
 _FREE: dict[str, Any] = {
-    **dict.fromkeys(("out", "workers", "save", "loggers"), True),
+    **dict.fromkeys(("out", "workers", "features", "save", "loggers"), True),
     "stages": {
         "__all__": {
             **dict.fromkeys(("micro_batch", "activation_checkpointing"), True),
@@ -185,17 +186,26 @@ def _stage(
     session: Session, stage: StageConfig, state: State, resumed: Checkpoint | None
 ) -> Generator[tuple[StageConfig, Step, Assistant], None, State]:
     """Trains a stage; returns where it ended."""
-    run, ranks, model = session.run, session.ranks, session.model
-    mixture = run.mixture(stage.recipe)
-    encoding = run.encoding(stage, packs=model.packs)
+    run, model = session.run, session.model
     if resumed is None and (start := starting_point(stage)):
         session.kept |= ckpt.restore_weights(start.path, model)
-    optimizer = optimizer_of(session, stage, mixture)
+    optimizer = optimizer_of(session, stage, run.mixture(stage.recipe))
     if resumed is not None:
         names = named_parameters(model)
         ckpt.restore_optimizer(resumed.path, optimizer, names)
     model.checkpoint_activations(stage.activation_checkpointing)
-    steps = _steps(session, stage, mixture, encoding)
+    encoding = run.encoding(stage, packs=model.packs)
+    with stored(run.config.features, model, encoding, session.ranks) as stores:
+        return (yield from _trained(session, stage, state, optimizer, stores))
+
+
+def _trained(
+    session: Session, stage: StageConfig, state: State, optimizer: Optimizer, stores: Stores
+) -> Generator[tuple[StageConfig, Step, Assistant], None, State]:
+    """Takes the steps of a stage that are still to be done, with all that is due between them."""
+    run, ranks, model, encoding = session.run, session.ranks, session.model, stores.encoding
+    mixture = run.mixture(stage.recipe)
+    steps = steps_of(run, stage, encoding, Share(ranks.rank, ranks.count))
     state = state.moved(steps=len(steps))
     ledger = Ledger(min(steps.limit, len(mixture.train)), stage.recipe.budget, state.ledger)
     books = Books(run.folder, state, ledger, [source.name for source in mixture.sources], ranks)
@@ -222,6 +232,8 @@ def _stage(
             over = over or _patience_is_over(stage, books.state)
         if over or improved or steps.due(run.config.save.every, step.number - 1):
             _save(session, books, optimizer, over)
+        if over:
+            books.media(stores.counts())
         yield stage, step, assistant
         if over:
             break
@@ -285,8 +297,9 @@ def refuse_idle_towers(run: Run, stage: StageConfig, mixture: Mixture, learning:
         )
 
 
-def _steps(session: Session, stage: StageConfig, mixture: Mixture, encoding: Encoding) -> Steps:
-    ranks, seed = session.ranks, session.run.order_seed(stage)
+def steps_of(run: Run, stage: StageConfig, encoding: Encoding, share: Share) -> Steps:
+    """Returns a stage's global steps, for one of the processes."""
+    mixture, seed = run.mixture(stage.recipe), run.order_seed(stage)
     rows = len(mixture.train)
 
     @cache
@@ -299,7 +312,7 @@ def _steps(session: Session, stage: StageConfig, mixture: Mixture, encoding: Enc
         return tokens(int(order.at(index, index + 1)[0]))
 
     limit, starts = plan(stage.batch, stage.duration, rows, length)
-    return Steps(mixture, encoding, seed, stage.batch, limit, Share(ranks.rank, ranks.count), starts)
+    return Steps(mixture, encoding, seed, stage.batch, limit, share, starts)
 
 
 def _tokens(mixture: Mixture, encoding: Encoding, pair: Ints) -> int:

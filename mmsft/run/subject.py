@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 from mmsft.config import StageConfig
-from mmsft.data.collate import Loaded
 from mmsft.data.encoding import Encoding, Share
 from mmsft.data.formats import Format
 from mmsft.data.ledger import Entry
 from mmsft.data.loader import StepData, Steps, order_of
+from mmsft.data.media_reader import Loaded
 from mmsft.data.mixture import Mixture
 from mmsft.data.tree import threads
 from mmsft.duration import Duration

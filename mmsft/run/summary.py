@@ -23,6 +23,8 @@ def summary(run: Run) -> str:
         if spared := sum(line.get("spared", 0) for line in of_stage):
             read = sum(line.get("tokens", 0) for line in of_stage)
             line += f"; {read:,} tokens read, {spared:,} spared ({spared / (read + spared):.0%})"
+        for name, media in ((name, line["media"][name]) for line in of_stage for name in line.get("media", {})):
+            line += f"; {name} media: {media['read']:,} from the store, {media['encoded']:,} encoded"
         if held_out:
             line += f"; held-out loss {held_out[0]:.4f} before, {held_out[-1]:.4f} after"
         lines.append(line)

@@ -5,7 +5,7 @@ import json
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from mmsft.config.models import DecoderConfig
+from mmsft.config import DecoderConfig
 from mmsft.data.chat import ChatEncoder
 from mmsft.data.template import resolve_template
 from mmsft.data.tokens import Tokenizer

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmsft.config.models import DecoderConfig
+from mmsft.config import DecoderConfig
 from mmsft.data.chat import ChatEncoder
 from mmsft.data.formats import FORMATS
 from mmsft.data.pack import bins, deal

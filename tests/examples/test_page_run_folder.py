@@ -50,9 +50,10 @@ def test_the_page_runs_and_its_lists_are_what_a_run_writes(desk: Path, monkeypat
     log, ledger = lines(run / "log.jsonl"), lines(run / "ledger.jsonl")
     steps = [line for line in log if "loss" in line]
     evaluations = [line for line in log if "held_out_loss" in line]
-    for rows, remark in ((steps, "step"), (evaluations, "evaluation"), (ledger, "ledger")):
+    media = [line for line in log if "media" in line]
+    for rows, remark in ((steps, "step"), (evaluations, "evaluation"), (media, "media"), (ledger, "ledger")):
         assert {frozenset(line) for line in rows} == {frozenset(first_column(listed(f"fields: {remark}")))}
-    assert len(log) == len(steps) + len(evaluations)
+    assert len(log) == len(steps) + len(evaluations) + len(media)
     assert [line["step"] for line in evaluations] == [0, 2, 4]
     assert {line["fate"] for line in ledger} == set(get_args(Fate)) - {"used"} == {"dropped", "failed"}
     assert list(variables["losses"].values()) == [loss for *_, loss in losses(run)]

@@ -17,8 +17,8 @@ import mmsft
 from examples.tactile import Tactile
 from mmsft import Assistant, Conversation, DataError, Grid, Media, Run
 from mmsft.assistant import located, swap_media
-from mmsft.data.collate import Loaded
 from mmsft.data.encoding import Encoding
+from mmsft.data.media_reader import Loaded
 from mmsft.eval.accuracy import accuracy
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.names import named_parameters

@@ -101,7 +101,7 @@ def test_media_stand_in_their_slots_and_text_embeddings_stay_exactly() -> None:
     is_slot[batch.media["image"].slots] = True
     assert torch.equal(embedded.flatten(0, 1)[~is_slot], plain.flatten(0, 1)[~is_slot])
     tower: Any = model.towers["image"]
-    tokens = tower(batch.media["image"].groups[0].tensors, Grid(1, 2, 2))
+    tokens = tower(batch.media["image"].groups[0])
     expected = torch.cat([tokens[use.index] for use in batch.media["image"].uses])
     assert torch.equal(embedded.flatten(0, 1)[is_slot], expected)
 

@@ -155,7 +155,7 @@ def test_a_picture_in_a_prompt_is_read_by_the_encoder(family: str, tmp_path: Pat
     tower: Any = ours.towers["image"]
     embeds = ours.decoder.get_input_embeddings()(batch.prompts.input_ids)
     slots = batch.media["image"].slots
-    spliced = embeds[0].index_copy(0, slots, tower(batch.media["image"].groups[0].tensors, reader.grid(red))[0])
+    spliced = embeds[0].index_copy(0, slots, tower(batch.media["image"].groups[0])[0])
     expected = ours.decoder(inputs_embeds=spliced.expand(2, -1, -1), labels=labels(family, "ab")).loss
     alike([shared / len(batch.targets.token)], [expected])
 

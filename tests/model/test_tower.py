@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
 from mmsft.adapters import Mlp2xGelu
 from mmsft.config import GroupConfig
@@ -13,7 +12,7 @@ from mmsft.modalities import Clip
 from mmsft.model.names import named_parameters
 from mmsft.model.tower import Tower
 from mmsft.train.optim import select
-from mmsft.types import Grid
+from mmsft.types import Grid, Media, MediaGroup
 from tests.model.tiny import clip_folder, llama, model_with_tower
 
 
@@ -25,15 +24,16 @@ def towers(folder: Path) -> tuple[Tower, Tower]:
     return full, half
 
 
-def pixels() -> dict[str, Tensor]:
-    return {"pixels": torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))}
+def group() -> MediaGroup:
+    pixels = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return MediaGroup({"pixels": pixels}, Grid(1, 2, 2), tuple(Media("image", name) for name in "abc"))
 
 
 @torch.no_grad()
 def test_an_encoder_held_in_bf16_computes_what_autocast_computes_bit_for_bit(tmp_path: Path) -> None:
     full, half = towers(tmp_path)
     with torch.autocast("cpu", torch.bfloat16):
-        expected, got = (tower(pixels(), Grid(1, 2, 2)) for tower in (full, half))
+        expected, got = (tower(group()) for tower in (full, half))
     assert torch.equal(got, expected)
     assert sum(parameter.dtype == torch.bfloat16 for parameter in half.encoder.parameters()) > 10
 
@@ -41,7 +41,7 @@ def test_an_encoder_held_in_bf16_computes_what_autocast_computes_bit_for_bit(tmp
 @torch.no_grad()
 def test_without_autocast_its_features_are_rounded_and_its_adapters_tokens_are_fp32(tmp_path: Path) -> None:
     full, half = towers(tmp_path)
-    expected, got = (tower(pixels(), Grid(1, 2, 2)) for tower in (full, half))
+    expected, got = (tower(group()) for tower in (full, half))
     assert got.dtype == torch.float32
     assert 0 < float((got - expected).norm() / expected.norm()) < 2e-2  # bf16 has 8 bits
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmsft.data.collate import Loaded, collate, pack
-from mmsft.data.media_reader import MediaReader
+from mmsft.data.collate import collate, pack
+from mmsft.data.media_reader import Loaded, MediaReader
 from mmsft.data.tree import threads
 from mmsft.model import attention, fusion
 from mmsft.model.fusion import MultimodalModel

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 
 from mmsft.adapters import Mlp2xGelu
 from mmsft.config import LoraConfig
-from mmsft.data.collate import Loaded
-from mmsft.data.media_reader import MediaReader
+from mmsft.data.media_reader import Loaded, MediaReader
 from mmsft.data.tree import join
 from mmsft.modalities import Clip
 from mmsft.model.fusion import MultimodalModel

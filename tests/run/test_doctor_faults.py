@@ -23,7 +23,7 @@ from mmsft.run.examination import SUSPECTS
 from mmsft.run.invariance import step_of
 from mmsft.train import checkpoint, loop
 from mmsft.train.loop import Trainer
-from mmsft.types import Batch, BatchTargets, Encoded
+from mmsft.types import Batch, BatchTargets, Encoded, MediaGroup
 from tests.data.conftest import byte_level
 from tests.makers import Lab, row, write_rows
 from tests.model.seq2seq import FAMILIES, folder
@@ -209,9 +209,9 @@ def test_a_mean_of_means_in_the_loop(lab: Lab, monkeypatch: Patch) -> None:
 def test_a_tower_that_runs_once_for_each_appearance_of_a_medium(lab: Lab, monkeypatch: Patch) -> None:
     real = Tower.forward
 
-    def twice(self: Tower, tensors: Any, grid: Any) -> Tensor:
-        real(self, tensors, grid)
-        return real(self, tensors, grid)
+    def twice(self: Tower, group: MediaGroup) -> Tensor:
+        real(self, group)
+        return real(self, group)
 
     monkeypatch.setattr(Tower, "forward", twice)
     assert failing(doctor(with_media(lab))) == ["towers"]
@@ -219,7 +219,7 @@ def test_a_tower_that_runs_once_for_each_appearance_of_a_medium(lab: Lab, monkey
 
 def test_a_tower_that_mixes_up_its_media(lab: Lab, monkeypatch: Patch) -> None:
     real = Tower.forward
-    monkeypatch.setattr(Tower, "forward", lambda self, tensors, grid: real(self, tensors, grid).flip(0))
+    monkeypatch.setattr(Tower, "forward", lambda self, group: real(self, group).flip(0))
     assert failing(doctor(with_media(lab)))[0] == "towers"
 
 

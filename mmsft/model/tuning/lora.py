@@ -121,7 +121,7 @@ def add_lora(decoder: PreTrainedModel, config: LoraConfig) -> None:
 
 
 @torch.no_grad()
-def skip_idle_lora(decoder: PreTrainedModel) -> None:
+def skip_idle_lora(decoder: PreTrainedModel, adds: Callable[[Tensor], bool] = lambda B: bool(B.any())) -> None:
     """Leaves the matrices out of the computation where they neither learn nor add anything: frozen, with a B of zero.
 
     The result is the same, bit for bit. For DoRA, which rescales by a quotient that rounds, it would not be: it stays.
@@ -132,7 +132,7 @@ def skip_idle_lora(decoder: PreTrainedModel) -> None:
         own = [parameter for name, parameter in layer.named_parameters() if "lora_" in name]
         learns = [parameter.requires_grad for parameter in own]
         added = [cast(Tensor, matrix.weight) for matrix in layer.lora_B.values()]
-        idle = not any(learns) and not layer.lora_magnitude_vector and not any(bool(B.any()) for B in added)
+        idle = not any(learns) and not layer.lora_magnitude_vector and not any(map(adds, added))
         # peft's switch also decides what learns, which is not its to say.
         layer.enable_adapters(not idle)
         for parameter, learning in zip(own, learns, strict=True):

@@ -1,0 +1,127 @@
+"""A conversation as tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmsft.types.conversation import Media
+
+Ints: TypeAlias = NDArray[np.int64]
+Floats: TypeAlias = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """How many features a medium gives: frames (t) × rows (h) × columns (w)."""
+
+    t: int
+    h: int
+    w: int
+
+    @property
+    def count(self) -> int:
+        """Number of features."""
+        return self.t * self.h * self.w
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """What is learned and where, one entry a target; apart from the tokens, since a branch point has several.
+
+    Attributes:
+        position: [N] index of the token whose output predicts the target. Shifted here and nowhere else.
+        token: [N] id to predict.
+        weight: [N] weight in the loss.
+    """
+
+    position: Ints
+    token: Ints
+    weight: Floats
+
+    def __len__(self) -> int:
+        return len(self.position)
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A medium and the tokens that its features replace.
+
+    Attributes:
+        media: what to load.
+        slots: [S] token indices, in the order of the features.
+    """
+
+    media: Media
+    slots: Ints
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of tokens of an `Encoded` that continues another one: a node of the token tree.
+
+    Attributes:
+        start: first token.
+        end: one past the last token.
+        parent: index of the segment that it continues, or -1.
+    """
+
+    start: int
+    end: int
+    parent: int = -1
+
+
+def subtree_ends(segments: Sequence[Segment]) -> list[int]:
+    """Returns for each segment one past the last token of its subtree; segments stand as a walk in depth meets them."""
+    ends = [segment.end for segment in segments]
+    for index in range(len(segments) - 1, -1, -1):
+        parent = segments[index].parent
+        if parent >= 0:
+            ends[parent] = max(ends[parent], ends[index])
+    return ends
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One conversation as tokens: a tree of segments; a dialogue is one segment.
+
+    For an encoder–decoder the roots are what the encoder reads, each with the replies that the decoder writes to it.
+
+    Attributes:
+        id: the conversation's id.
+        input_ids: [T]; the id at a medium's slot has no meaning.
+        positions: [T] position of each token in its own thread.
+        segments: parents before children, together all of the T tokens.
+        targets: what is learned, positions into `input_ids`.
+        media: media in the order of their slots.
+        source: number of the recipe's source it comes from.
+        note: what the ledger is to say of how the row is used, or empty.
+        left_out: threads of the conversation that were too long.
+        rows: ids of all conversations of which it is joined; empty = it is one. Their `id` then quotes the first few.
+    """
+
+    id: str
+    input_ids: Ints
+    positions: Ints
+    segments: tuple[Segment, ...]
+    targets: Targets
+    media: tuple[Placed, ...]
+    source: int = 0
+    note: str = ""
+    left_out: int = 0
+    rows: tuple[str, ...] = ()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """The ids of all conversations in it."""
+        return self.rows or (self.id,)
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+    @property
+    def two_sided(self) -> bool:
+        """Whether it is an encoder–decoder's: there a reply doesn't continue its prompt, but counts from 0 again."""
+        return any(segment.parent >= 0 and self.positions[segment.start] == 0 for segment in self.segments)
