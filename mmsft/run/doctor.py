@@ -14,6 +14,7 @@ from mmsft.run.invariance import Proof, exact_convolutions
 from mmsft.run.load import Run
 from mmsft.run.stages import Session, place
 from mmsft.run.subject import subject_of
+from mmsft.train.optim import select
 
 _TOKENS: Final = 512
 """Of the rows of a stage, padding included."""
@@ -100,6 +101,10 @@ def doctor(run: Run, tell: Callable[[str], None] = lambda text: None, tokens: in
     run.prepare(None)
     model = run.model()
     place(model, Ranks(run.config.precision))  # it may take packs in one precision and not in another
+    for stage in run.config.stages:
+        select(
+            named_parameters(model), stage.train
+        )  # refuses what can't learn, as long as it is held as training has it
     fill_up(model.decoder)
     session = Session(run, ranks, model, fresh(named_parameters(model)))
     report = Report()

@@ -105,7 +105,7 @@ class Subject:
 
     def smaller(self, parts: int) -> Encoding:
         """Returns an encoding that divides the rows among so many micro-batches, or more; if it can."""
-        room = max(*map(len, self.chains), sum(map(len, self.rows)) // parts)
+        room = max(*map(len, self.chains), self.step(self.whole).tokens // parts)
         return replace(self.encoding, micro_tokens=room)
 
     def step(self, encoding: Encoding, share: Share | None = None) -> StepData:

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import GPTJConfig, GPTJForCausalLM
 
 from mmsft.cli import main
-from mmsft.errors import DataError
+from mmsft.errors import ConfigError, DataError
 from mmsft.run import counts
 from mmsft.run.doctor import doctor
 from mmsft.run.examination import SUSPECTS
@@ -105,6 +105,23 @@ def test_rows_that_the_recipe_joins_are_examined_joined(lab: Lab) -> None:
     write_rows(lab.folder / "rows.jsonl", pictures)
     report = doctor(lab.run("a", [lab.stage(recipe=lab.recipe(join="shared_prefix"), train=BOTH)]))
     assert report.failed == []
+
+
+def test_rows_that_all_begin_alike_are_divided_where_their_threads_can_be(lab: Lab) -> None:
+    asked = {"from": "human", "value": "<image>\nwhat is it?"}
+    said = ({"from": "gpt", "value": f"a number {number} in red"} for number in range(6))
+    rows = [{"image": "images/red.png", "conversations": [asked, answer]} for answer in said]
+    write_rows(lab.folder / "rows.jsonl", rows)
+    report = doctor(lab.run("a", [lab.stage(recipe=lab.recipe(join="shared_prefix"), train=BOTH)]))
+    assert report.failed == []
+    assert not skipped(report) & {"accumulation", "batch split", "ranks"}
+
+
+def test_a_decoder_that_cannot_learn_as_it_is_held_is_refused_as_training_refuses_it(lab: Lab) -> None:
+    stage = lab.stage(train={"decoder": {"lr": 1e-3}})
+    model = lab.model(lora=None, dtype="bfloat16")
+    with pytest.raises(ConfigError, match=r"decoder\..* can't learn \(model\.decoder\.dtype: bfloat16\)"):
+        doctor(lab.run("a", [stage], precision="bf16", model=model))
 
 
 def test_what_a_single_row_cannot_show_is_skipped_with_the_reason(lab: Lab) -> None:

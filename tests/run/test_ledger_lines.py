@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmsft.run.check import check
 from tests.makers import Lab, finish, lines, saved, write_rows
 
 
@@ -35,7 +36,7 @@ def test_rows_that_a_template_makes_run_as_threads_are_used_and_ledgered_once(la
     assert saved(run.folder)[-1].ledger == {"used": 4 * batch}
 
 
-def test_a_thread_too_long_is_ledgered_and_its_row_used(lab: Lab) -> None:
+def test_a_thread_too_long_is_noted_by_check_and_ledgered_and_its_row_used(lab: Lab) -> None:
     package = lab.folder / "ranked.py"
     package.write_text(
         "from mmsft.types import Conversation, Text, Turn\n"
@@ -51,10 +52,13 @@ def test_a_thread_too_long_is_ledgered_and_its_row_used(lab: Lab) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(lab.folder)
         run = lab.run("a", [stage], model=lab.text_model(lora={"r": 2}))
+        notes = check(run).notes
         steps = finish(run)
     [entry] = lines(run.folder / "ledger.jsonl")
     assert (entry["row"], entry["fate"]) == ("ranked.jsonl:1", "used")
     assert entry["reason"].startswith("1 of 3 threads too long")
+    assert f"stage align: ranked.jsonl:1: {entry['reason']}" in notes
+    assert "stage align: 1 threads of 1 rows are left out: too long" in notes
     assert saved(run.folder)[-1].ledger == {"used": 8}
     # yes, no and yes, each with the end of its turn
     assert steps[0].targets == sum(len(run.tokenizer(said)["input_ids"]) + 1 for said in ("yes", "no", "yes"))
