@@ -5,16 +5,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
+BENCH := .venv.bench
 FETCH := $(BIN)/mmsft assets fetch
 
 export TOKENIZERS_PARALLELISM := false
 # The tests' models are tiny: threads would only wait for each other.
 test check: export OMP_NUM_THREADS := 1
 
-.PHONY: help demo test check assets install clean
+.PHONY: help demo bench test check assets install clean
 
 help:
 	@echo "make demo    train a vision-language assistant on real data, here, in minutes"
+	@echo "make bench   speed and memory beside the peers, in environments of their own (ARGS=\"--only T1 --rounds 1\")"
 	@echo "make test    all tests"
 	@echo "make check   lint, format, types, layers, then all tests"
 	@echo "make assets  fetch the weights and data of demo and tests (about 120 MB, once)"
@@ -22,6 +24,15 @@ help:
 
 demo: assets
 	$(BIN)/python scripts/demo.py
+
+bench: assets $(BENCH)/peers/.installed $(BENCH)/llamafactory/.installed
+	$(BIN)/python -m scripts.bench.run $(ARGS)
+
+$(BENCH)/%/.installed: scripts/bench/%.txt
+	@test -x $(BENCH)/$*/bin/python || $(PYTHON) -m venv $(BENCH)/$*
+	@echo "installing the peers of $< (minutes, once) ..."
+	@$(BENCH)/$*/bin/python -m pip --disable-pip-version-check install -qq --requirement $<
+	@$(BENCH)/$*/bin/python -m pip freeze > $@.aside && mv $@.aside $@
 
 test: assets
 	$(BIN)/pytest -n 2

@@ -44,14 +44,20 @@ MediaFiles = Annotated[
 
 
 @app.command()
-def train(config: Config, overrides: Overrides = None) -> None:
+def train(
+    config: Config,
+    overrides: Overrides = None,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Measure where time and memory go; tables and a trace in OUT/profile.")
+    ] = False,
+) -> None:
     """Train the stages of a config. It goes on from the last checkpoint if the run folder has one."""
     from mmsft.progress import show
     from mmsft.run import execute, load_run
 
     run = load_run(config, overrides or [])
     try:
-        show(run, execute(run))
+        show(run, execute(run, profile=profile))
     except KeyboardInterrupt:
         typer.echo("stopped; the same command goes on from the last checkpoint", err=True)
         raise typer.Exit(130) from None
@@ -78,6 +84,25 @@ def doctor(config: Config, overrides: Overrides = None, as_json: AsJson = False)
     report = run_doctor(load_run(config, overrides or []), (lambda text: None) if as_json else typer.echo)
     _print(report.as_dict() if as_json else report.verdict())
     if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def plan(
+    config: Config,
+    overrides: Overrides = None,
+    gpus: Annotated[str | None, typer.Option(help="Plan for GPUs instead, e.g. 8xA100-80G.")] = None,
+    dry: Annotated[bool, typer.Option("--dry", help="Don't run the largest micro-batch.")] = False,
+    rows: Annotated[int, typer.Option(min=1, help="Read at most so many rows of each stage.")] = 10_000,
+    as_json: AsJson = False,
+) -> None:
+    """Tell what training will take. Tokens, memory by part and time; then it runs the largest micro-batch."""
+    from mmsft.run import load_run
+    from mmsft.run.plan import plan as run_plan
+
+    planned = run_plan(load_run(config, overrides or []), gpus, tries=not dry, rows=rows)
+    _print(planned.as_dict() if as_json else planned.text())
+    if not planned.ok:
         raise typer.Exit(1)
 
 

@@ -47,12 +47,11 @@ class OutOfMemory(MmsftError):
 
     Attributes:
         step: its number in the stage, counted from 0.
-        tokens: of its largest micro-batch.
     """
 
-    def __init__(self, message: str, step: int, tokens: int) -> None:
+    def __init__(self, message: str, step: int = 0) -> None:
         super().__init__(message)
-        self.step, self.tokens = step, tokens
+        self.step = step
 
 
 class Problems:

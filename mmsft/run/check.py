@@ -205,11 +205,11 @@ def _rows(
             spared = 1 - sum(map(len, trees)) / sum(map(len, read))
             yield "facts", f"stage {stage.name}: {spared:.1%} of these rows' tokens are spared, since rows share them"
     noted = [row for row in read if row.note]
-    for row in noted[:_SHOWN]:
-        yield "notes", f"stage {stage.name}: {row.id}: {row.note}"
-    if left_out := sum(row.left_out for row in noted):
-        rows_of = sum(row.left_out > 0 for row in noted)
-        yield "notes", f"stage {stage.name}: {left_out} threads of {rows_of} rows are left out: too long"
+    for one in noted[:_SHOWN]:
+        yield "notes", f"stage {stage.name}: {one.id}: {one.note}"
+    if left_out := sum(one.left_out for one in noted):
+        short = sum(one.left_out > 0 for one in noted)
+        yield "notes", f"stage {stage.name}: {left_out} threads of {short} rows are left out: too long"
     for row in lost[:_SHOWN]:
         yield "notes" if read else "problems", f"stage {stage.name}: {row.reason}"
     if len(lost) > stage.recipe.budget * len(pairs):

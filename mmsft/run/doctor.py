@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from mmsft.errors import ConfigError
+from mmsft.model.fusion import MultimodalModel
 from mmsft.model.names import fresh, named_parameters
 from mmsft.model.precision import fill_up
 from mmsft.parallel import Ranks
@@ -98,14 +99,7 @@ def doctor(run: Run, tell: Callable[[str], None] = lambda text: None, tokens: in
     ranks = Ranks("fp32")
     if ranks.count > 1:
         raise ConfigError(f"{ranks.count} processes: the doctor plays several in one; start it without a launcher")
-    run.prepare(None)
-    model = run.model()
-    place(model, Ranks(run.config.precision))  # it may take packs in one precision and not in another
-    for stage in run.config.stages:
-        select(
-            named_parameters(model), stage.train
-        )  # refuses what can't learn, as long as it is held as training has it
-    fill_up(model.decoder)
+    model = _examined(run)
     session = Session(run, ranks, model, fresh(named_parameters(model)))
     report = Report()
 
@@ -133,3 +127,15 @@ def doctor(run: Run, tell: Callable[[str], None] = lambda text: None, tokens: in
                 say(report.add(proof).text())
     report.seconds = time.perf_counter() - began
     return report
+
+
+def _examined(run: Run) -> MultimodalModel:
+    """Builds the model as training would, then holds all of it in fp32."""
+    run.prepare(None)
+    model = run.model()
+    place(model, Ranks(run.config.precision))  # it may take packs in one precision and not in another
+    names = named_parameters(model)
+    for stage in run.config.stages:
+        select(names, stage.train)  # refuses what can't learn as it is held in training
+    fill_up(model.decoder)
+    return model

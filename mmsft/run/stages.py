@@ -6,7 +6,6 @@ import os
 from collections.abc import Collection, Generator, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from mmsft.assistant import Assistant
 from mmsft.config import StageConfig, dump_config
 from mmsft.data.encoding import Encoding, Share
 from mmsft.data.ledger import Entry, Ledger
-from mmsft.data.loader import Steps, held_out_batches, order_of, plan, read_steps, sample_of
+from mmsft.data.loader import held_out_batches, read_steps, sample_of
 from mmsft.data.mixture import Mixture
 from mmsft.errors import CheckpointError, ConfigError, DataError, MmsftError
 from mmsft.eval.loss import held_out_loss
@@ -27,15 +26,18 @@ from mmsft.model.tuning.lora import skip_idle_lora
 from mmsft.objectives import sft
 from mmsft.parallel import Ranks
 from mmsft.run.books import Books
+from mmsft.run.forecast import telling_what_fits
 from mmsft.run.load import CONFIG, Run, newest, starting_point
 from mmsft.run.lock import locked, unwritable
+from mmsft.run.machines import give_back_freed_memory
+from mmsft.run.profile import train_profiled
+from mmsft.run.steps import steps_of
 from mmsft.run.stores import Stores, stored
 from mmsft.train import checkpoint as ckpt
 from mmsft.train.checkpoint import Checkpoint, State
 from mmsft.train.loop import Step, Trainer, train
 from mmsft.train.optim import build, freeze, idle_parts, select
 from mmsft.train.schedule import factor
-from mmsft.types import Ints
 
 _SOURCE = dict.fromkeys(("licence", "tags", "media_root"), True)
 log = logging.getLogger(__name__)
@@ -58,12 +60,14 @@ class Session:
 
     Attributes:
         kept: canonical names of the weights that differ from what the config loads.
+        profile: measure where time and memory go.
     """
 
     run: Run
     ranks: Ranks
     model: MultimodalModel
     kept: set[str]
+    profile: bool = False
 
     @property
     def checkpoints(self) -> Path:
@@ -71,11 +75,15 @@ class Session:
         return self.run.folder / "checkpoints"
 
 
-def execute(run: Run) -> Generator[tuple[StageConfig, Step, Assistant], None, None]:
+def execute(run: Run, *, profile: bool = False) -> Generator[tuple[StageConfig, Step, Assistant], None, None]:
     """Trains the run's stages, from the last complete checkpoint in its folder if there is one.
 
     Of several processes each calls it. While it is under way, no other run may train in the folder; closing it ends
     that.
+
+    Args:
+        run: what to train.
+        profile: measure where time and memory go; what was found is in ``profile/STAGE`` of the run folder.
 
     Yields:
         The stage, the step just done, and the model as an assistant.
@@ -84,6 +92,7 @@ def execute(run: Run) -> Generator[tuple[StageConfig, Step, Assistant], None, No
         MmsftError: the config doesn't fit its data or model, too many rows are lost, the loss diverges, a checkpoint
             can't be written, or another process trains in the folder.
     """
+    give_back_freed_memory()
     ranks = Ranks(run.config.precision, run.config.loggers, run.folder)
     with ExitStack() as held:
         with ranks.together():
@@ -95,6 +104,7 @@ def execute(run: Run) -> Generator[tuple[StageConfig, Step, Assistant], None, No
             if last.state.done and last.state.stage == len(run.config.stages) - 1:
                 return
         session = _session(run, ranks, last)
+        session.profile = profile
         with ranks.trackers(run.folder.name):
             yield from _stages(session, last)
 
@@ -223,7 +233,10 @@ def _trained(
     if stage.evaluate and not state.step:
         _evaluate(session, trainer, stage, mixture, encoding, books)
     data = read_steps(steps, state.step, run.config.workers, pin=ranks.device.type == "cuda")
-    for step in train(trainer, data, len(steps)):
+    done = train(trainer, data, len(steps))
+    if session.profile and ranks.main:
+        done = train_profiled(trainer, data, len(steps), model, run.folder / "profile" / stage.name)
+    for step in telling_what_fits(done, run, stage, model.packs, ranks.count):
         books.add(step)
         over = step.number == len(steps)
         improved = False
@@ -295,31 +308,6 @@ def refuse_idle_towers(run: Run, stage: StageConfig, mixture: Mixture, learning:
             f"stage {stage.name}: the {name} tower learns, but none of the recipe's {len(mixture.train)} rows has "
             f"{name} media; take towers.{name} out of `train`, or mend the recipe"
         )
-
-
-def steps_of(run: Run, stage: StageConfig, encoding: Encoding, share: Share) -> Steps:
-    """Returns a stage's global steps, for one of the processes."""
-    mixture, seed = run.mixture(stage.recipe), run.order_seed(stage)
-    rows = len(mixture.train)
-
-    @cache
-    def tokens(row: int) -> int:
-        return _tokens(mixture, encoding, mixture.train[row])
-
-    order = order_of(mixture, seed)
-
-    def length(index: int) -> int:
-        return tokens(int(order.at(index, index + 1)[0]))
-
-    limit, starts = plan(stage.batch, stage.duration, rows, length)
-    return Steps(mixture, encoding, seed, stage.batch, limit, share, starts)
-
-
-def _tokens(mixture: Mixture, encoding: Encoding, pair: Ints) -> int:
-    try:
-        return len(encoding.row(mixture, pair))
-    except DataError:
-        return 0
 
 
 def _evaluate(

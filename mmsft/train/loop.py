@@ -4,21 +4,24 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mmsft.data.loader import StepData, refuse_other_rows
-from mmsft.errors import Diverged
+from mmsft.errors import Diverged, OutOfMemory
 from mmsft.objectives import Loss
 from mmsft.parallel import Ranks
 from mmsft.train.optim import set_rate
 from mmsft.types import Batch
 
+_CPU_IS_FULL: Final = "DefaultCPUAllocator"
+"""In the message of the RuntimeError with which torch refuses main memory."""
 Objective = Callable[[nn.Module, Batch, int], Loss]
 
 
@@ -165,16 +168,17 @@ def train(trainer: Trainer, data: Iterable[StepData], steps: int) -> Iterator[St
         lr = set_rate(trainer.optimizer, trainer.factor(item.number))
         torch.manual_seed(_seed(trainer.seed, item.number, trainer.ranks.rank))
         trainer.model.train()
-        weighed, sums = backward(trainer, item)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, trainer.clip or math.inf)
-        fetch = trainer.ranks.fetch(torch.cat([norm.detach().reshape(1).to(sums.dtype), sums]))
-        step = Step(item.number + 1, steps, lr, item, fetch)
-        # On a GPU the check of a step waits until the next one is under way, so that the device never idles.
-        if trainer.ranks.device.type == "cpu":
-            check(step)
-        if weighed():
-            trainer.optimizer.step()
-        trainer.optimizer.zero_grad(set_to_none=True)
+        with naming_what_did_not_fit(item):
+            weighed, sums = backward(trainer, item)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, trainer.clip or math.inf)
+            fetch = trainer.ranks.fetch(torch.cat([norm.detach().reshape(1).to(sums.dtype), sums]))
+            step = Step(item.number + 1, steps, lr, item, fetch)
+            # On a GPU the check of a step waits until the next one is under way, so that the device never idles.
+            if trainer.ranks.device.type == "cpu":
+                check(step)
+            if weighed():
+                trainer.optimizer.step()
+            trainer.optimizer.zero_grad(set_to_none=True)
         if waiting is not None:
             check(waiting)
         waiting = step
@@ -214,6 +218,26 @@ def backward(trainer: Trainer, item: StepData) -> tuple[Callable[[], bool], Tens
             (loss.sum * scale).backward()
         sums += torch.cat([torch.stack([loss.sum.detach(), loss.count]), loss.by_source.reshape(-1)])
     return lambda: known()[0] > 0, torch.cat([counts, ranks.total(sums)])
+
+
+@contextmanager
+def naming_what_did_not_fit(item: StepData) -> Iterator[None]:
+    """Says what a step was made of that needs more memory than there is.
+
+    Raises:
+        OutOfMemory: the device, or this machine, has no more.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and _CPU_IS_FULL not in str(error):
+            raise
+        tokens, reason = max(batch.input_ids.numel() for batch in item.micro), str(error).partition("\n")[0]
+        raise OutOfMemory(
+            f"step {item.number + 1}: out of memory; its largest micro-batch has {tokens:,} tokens "
+            f"({type(error).__name__}: {reason})",
+            item.number,
+        ) from error
 
 
 def _seed(seed: int, step: int, rank: int) -> int:
