@@ -117,6 +117,9 @@ def test_cut_short_on_tiny_parts_the_figures_are_those_of_the_processes(
     assert 0 < min(results["roofline"]["fp32"]) < 1
     assert [len(one["losses"]) for one in results["agreement"]] == [3]
     assert not results["whole"]
+    kept = [json.loads(line) for line in (tmp_path / "tracks.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["job"]["purpose"] for line in kept] == ["time", "time", "flops", "agree"]
+    assert kept[0]["track"]["losses"] == told["losses"]
     assert f"| T1 | fp32 | mmsft | {told['rate']['median']:.2f} |" in (tmp_path / "results-part.md").read_text("utf-8")
 
 

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ class Ran:
 
 
 def train(job: Job, out: Path) -> dict[str, Any]:
-    """Runs a job; returns its track and the most memory it held, in GB.
+    """Runs a job; returns its track and the most memory it held, in GB, and adds them to ``tracks.jsonl``.
 
     Raises:
         Failed: it ended with an error, or too soon.
@@ -46,7 +46,10 @@ def train(job: Job, out: Path) -> dict[str, Any]:
         track: dict[str, Any] = json.loads(Path(folder, "track.json").read_text(encoding="utf-8"))
     if len(track["ends"]) != job.steps:
         raise Failed(f"{job.side} made {len(track['ends'])} steps of {job.steps}; see {log}")
-    return track | {"peak_gb": ran.peak_gb}
+    track["peak_gb"] = ran.peak_gb
+    with (out / "tracks.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"job": asdict(job), "track": track}) + "\n")
+    return track
 
 
 def python(venv: str, arguments: list[str], log: Path) -> Ran:

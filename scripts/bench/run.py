@@ -143,8 +143,10 @@ def main(
     jobs = plan(workloads, chosen(sides.split(";"), tuple(SIDES)), asked, steps, out)
     refuse_missing({SIDES[job.side].venv for job in jobs} | ({"peers"} if "D" in workloads else set()))
     whole = not (only or sides or precisions) and (rounds, steps, compared) == (ROUNDS, STEPS, COMPARED)
+    from mmsft.noise import quiet_libraries
     from scripts.bench.parts import make_parts
 
+    quiet_libraries()
     make_parts(out / "parts")
     bench = Bench(out, jobs)
     peaks = json.loads(python(OURS, ["-m", "scripts.bench.matmul"], out / "logs" / "matmul.log").printed)

@@ -114,13 +114,12 @@ SIDES: Final = {
     "TRL": _trl(),
     "TRL, no checkpointing": _trl(gradient_checkpointing=False),
     "TRL packed": _trl(gradient_checkpointing=False, packing=True),
-    "TRL packed, chunked loss": _trl(gradient_checkpointing=False, packing=True, loss_type="chunked_nll"),
     "LLaMA-Factory": _factory(),
     "LLaMA-Factory neat": _factory(neat_packing=True),
 }
 """TRL checkpoints activations by default; LLaMA-Factory's default is switched off, see llama_factory.py."""
 
-_PACKED: Final = ("TRL packed", "TRL packed, chunked loss", "LLaMA-Factory neat")
+_PACKED: Final = ("TRL packed", "LLaMA-Factory neat")
 _VISION: Final = ("HF Trainer", "TRL", "TRL, no checkpointing", "LLaMA-Factory")
 
 WORKLOADS: Final = {
