@@ -149,8 +149,6 @@ def _default(field: FieldInfo) -> str:
         return "its defaults"
     if isinstance(value, ByteSize):
         return f"`{value.human_readable(decimal=True, separator=' ').replace('.0 ', ' ')}`"
-    if isinstance(value, ByteSize):
-        return f"`{value.human_readable(decimal=True, separator=' ').replace('.0 ', ' ')}`"
     if isinstance(value, tuple):
         return f"`[{', '.join(map(str, value))}]`"
     return f"`{json.dumps(value) if value is None or isinstance(value, bool) else value}`"

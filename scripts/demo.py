@@ -7,7 +7,6 @@ one that is complete is shown again.
 import hashlib
 import json
 import os
-import resource
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from mmsft.journal import Journal
 from mmsft.noise import quiet_libraries
 from mmsft.progress import watch
 from mmsft.run import Run
+from mmsft.run.machines import most_of_children, resident
 from mmsft.run.open import held_out
 from mmsft.types import Conversation
 
@@ -128,9 +128,7 @@ def samples(questions: Sequence[Conversation], scored: Accuracy) -> list[dict[st
 
 def peak_rss_mb() -> float:
     """Returns the most memory that this process and its largest worker have held, together."""
-    who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    unit = 1024 if sys.platform == "linux" else 1024**2
-    return sum(resource.getrusage(one).ru_maxrss for one in who) / unit
+    return (resident(most=True) + most_of_children()) / 2**20
 
 
 def report(values: dict[str, Any], run: Run) -> None:

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 from transformers import AutoTokenizer
 
 from scripts.bench import encode, ours, run
+from scripts.bench.data_path import READERS
 from scripts.bench.processes import VENVS, Failed, Ran
 from scripts.bench.results import agreement, figure, ratios
 from scripts.bench.workloads import ASKED, OURS
@@ -121,6 +124,16 @@ def test_cut_short_on_tiny_parts_the_figures_are_those_of_the_processes(
     assert [line["job"]["purpose"] for line in kept] == ["time", "time", "flops", "agree"]
     assert kept[0]["track"]["losses"] == told["losses"]
     assert f"| T1 | fp32 | mmsft | {told['rate']['median']:.2f} |" in (tmp_path / "results-part.md").read_text("utf-8")
+
+
+def test_all_readers_give_the_pixels_of_a_photograph_alike(tmp_path: Path) -> None:
+    coarse = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)
+    file = tmp_path / "0.jpg"
+    Image.fromarray(coarse).resize((512, 384), Image.Resampling.BICUBIC).save(file, quality=95)
+    pixels = {side: make()(file) for side, make in READERS.items()}
+    assert {tuple(values.shape) for values in pixels.values()} == {(3, 224, 224)}
+    for side, values in pixels.items():
+        assert float((values - pixels[OURS]).abs().mean()) < 0.02, side
 
 
 @pytest.mark.usefixtures("inside")

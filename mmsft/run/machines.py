@@ -17,7 +17,6 @@ from torch import nn
 from mmsft.errors import ConfigError, suggest
 from mmsft.run.simulate import Op
 
-_GIB: Final = 2**30
 _M_MMAP_THRESHOLD: Final = -3
 _LARGE: Final = 4 * 2**20
 """Bytes from which on a tensor's memory is given back; each time it is taken, the system has to clear it."""
@@ -155,7 +154,16 @@ def resident(*, most: bool = False) -> int:
     """Returns the bytes of main memory that this process holds, or the most that it ever held."""
     told = _told("/proc/self/status").get("VmHWM" if most else "VmRSS")
     # Linux's rusage begins with what the parent held, and other systems have nothing else.
-    return told or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return told or _most(resource.RUSAGE_SELF)
+
+
+def most_of_children() -> int:
+    """Returns the most bytes of main memory that one of the processes held that this one has started and outlived."""
+    return _most(resource.RUSAGE_CHILDREN)
+
+
+def _most(who: int) -> int:
+    return resource.getrusage(who).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def give_back_freed_memory() -> None:

@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Collection, Generator, Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -103,8 +103,7 @@ def execute(run: Run, *, profile: bool = False) -> Generator[tuple[StageConfig, 
             refuse_other_settings(last, run)
             if last.state.done and last.state.stage == len(run.config.stages) - 1:
                 return
-        session = _session(run, ranks, last)
-        session.profile = profile
+        session = replace(_session(run, ranks, last), profile=profile)
         with ranks.trackers(run.folder.name):
             yield from _stages(session, last)
 

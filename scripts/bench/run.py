@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, Literal, ParamSpec, TypeVar
 import typer
 from rich.console import Console
 
+from scripts.bench.data_path import FIRST, READERS
 from scripts.bench.processes import VENVS, Failed, Ran, python, train
 from scripts.bench.results import WARM_UP, Key, agreement, figure, ratios, roofline, spread
 from scripts.bench.tables import drawn, markdown, tables
@@ -29,8 +30,8 @@ ROUNDS: Final = 3
 STEPS: Final = 10
 COMPARED: Final = 20
 DATA: Final = (
-    ("images", "images/s", (OURS, "CLIP processor", "CLIP processor, PIL", "torchvision")),
-    ("first", "s to first batch", (OURS, "datasets, streaming")),
+    ("images", "images/s", tuple(READERS)),
+    ("first", "s to first batch", tuple(FIRST)),
 )
 """What D measures: the name in data_path.py, the unit, and the sides."""
 
@@ -186,7 +187,14 @@ def plan(
 ) -> list[Job]:
     """Returns the processes of a round, in turn."""
     return [
-        Job(name, side, precision, steps, str(out / "parts"), store=str(out / "store") if side.endswith("warm") else "")
+        Job(
+            name,
+            side,
+            precision,
+            steps,
+            str(out / "parts"),
+            store=str(out / "store") if "warm" in SIDES[side].settings else "",
+        )
         for name in workloads
         if name in WORKLOADS
         for precision in precisions or (PRECISIONS if name == "T1" else PRECISIONS[:1])
