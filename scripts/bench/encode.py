@@ -16,6 +16,7 @@ from statistics import median
 from typing import Final, TypeAlias
 
 import mmsft
+from mmsft.adapters.spec import Layout
 from mmsft.data.chat import ChatEncoder
 from mmsft.data.messages import guard
 from mmsft.data.script import Script
@@ -112,7 +113,20 @@ def demo_case(name: str, config: str, stage: int, rows: int) -> Case:
     recipe = run.config.stages[stage].recipe
     mixture = run.mixture(recipe)
     conversations = tuple(mixture.conversation(pair) for pair in mixture.train[:rows])
-    return Case(name, replace(run.encoder(recipe), length=NO_LIMIT), conversations)
+    encoder = replace(run.encoder(recipe), length=NO_LIMIT)
+    return Case(name, replace(encoder, slots=remembered(encoder.slots)), conversations)
+
+
+def remembered(slots: Callable[[Media], Layout]) -> Callable[[Media], Layout]:
+    """Returns `slots` for towers to which all media are alike; no file is opened, which isn't the tokenizer's work."""
+    layouts: dict[str, Layout] = {}
+
+    def layout(media: Media) -> Layout:
+        if media.modality not in layouts:
+            layouts[media.modality] = slots(media)
+        return layouts[media.modality]
+
+    return layout
 
 
 def measure(case: Case, rounds: int) -> Rate:
