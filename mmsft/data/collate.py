@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mmsft.data.media_reader import Kept, Loaded, MediaReader
+from mmsft.data.prefix import lay_out
 from mmsft.modalities.spec import Modality
 from mmsft.types import (
     Batch,
@@ -23,7 +24,6 @@ from mmsft.types import (
     MediaUse,
     Pack,
     Prompts,
-    Segment,
     Stored,
     subtree_ends,
 )
@@ -49,19 +49,12 @@ def collate(
 
 
 def pack(trees: Sequence[Encoded], reader: MediaReader, loaded: Loaded) -> Batch:
-    """Puts trees behind one another; arguments as of `collate`."""
-    starts = [0, *accumulate(len(tree) for tree in trees)]
-    batch = _batch(trees, _behind(starts, trees), (1, starts[-1]), reader, loaded)
-    segments: list[Segment] = []
-    for start, tree in zip(starts, trees, strict=False):
-        first = len(segments)
-        segments += [
-            Segment(start + segment.start, start + segment.end, segment.parent + first if segment.parent >= 0 else -1)
-            for segment in tree.segments
-        ]
+    """Puts trees behind one another, what several begin with once; arguments as of `collate`."""
+    places, segments = lay_out(trees)
+    batch = _batch(trees, places, (1, segments[-1].end), reader, loaded)
     lengths = [segment.end - segment.start for segment in segments]
     until = np.repeat(np.array(subtree_ends(segments), np.int64), lengths)
-    return replace(batch, pack=Pack(tuple(segments), torch.from_numpy(until)))
+    return replace(batch, pack=Pack(segments, torch.from_numpy(until)))
 
 
 def _two_sided(trees: Sequence[Encoded], reader: MediaReader, loaded: Loaded) -> Batch:

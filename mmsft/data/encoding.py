@@ -15,7 +15,8 @@ from mmsft.data.collate import collate, pack
 from mmsft.data.ledger import Entry, Fate
 from mmsft.data.media_reader import Kept, Loaded, MediaReader
 from mmsft.data.mixture import Mixture
-from mmsft.data.pack import bins, cut, deal, padded
+from mmsft.data.pack import bins, cut, deal, filled, padded
+from mmsft.data.prefix import prefixes
 from mmsft.data.seq2seq import by_prompt, shape
 from mmsft.errors import DataError
 from mmsft.types import Batch, Conversation, Encoded, Ints, Media
@@ -84,6 +85,14 @@ class Work:
     tokens: int = 0
     spared: int = 0
     division: int = 0
+
+    def add(self, batch: Batch, members: Sequence[Member]) -> None:
+        """Adds a micro-batch, made of these rows."""
+        read = int(batch.mask.sum()) + (int(batch.prompts.mask.sum()) if batch.prompts else 0)
+        self.micro.append(batch)
+        self.used += sum(member.first for member in members)
+        self.tokens += read
+        self.spared += sum(len(thread) for member in members for thread in member.threads) - read
 
 
 @dataclass(frozen=True)
@@ -168,11 +177,8 @@ class Encoding:
                 work.entries.append(Entry(mixture.row_id(pairs[member.row]), "used", note))
         for some in mine:
             kept = [left for part in some if (left := self._without(part, failed))]
-            work.micro += [self._batch(kept, loaded)] if kept else []
-            for part in kept:
-                work.used += sum(member.first for member in part.members)
-                work.tokens += len(part.tree)
-                work.spared += sum(len(thread) for member in part.members for thread in member.threads) - len(part.tree)
+            if kept:
+                work.add(self._batch(kept, loaded), [member for part in kept for member in part.members])
         return work
 
     def batches(self, rows: Sequence[Encoded], loaded: Loaded) -> Iterator[Batch]:
@@ -198,8 +204,9 @@ class Encoding:
             costs = [padded(shapes[index] for index in some).size for some in found]
         else:
             sizes = [len(part.tree) for part in parts]
-            found = bins(sizes, self.micro_tokens, ranks)
-            costs = [sum(sizes[index] for index in some) for some in found]
+            begins = prefixes([part.tree for part in parts])
+            found = bins(sizes, self.micro_tokens, ranks, begins)
+            costs = [filled(some, sizes, begins) for some in found]
         return [[found[place] for place in places] for places in deal(costs, ranks)]
 
     def _batch(self, parts: Sequence[Part], loaded: Loaded) -> Batch:

@@ -2,10 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 from functools import reduce
-from heapq import heapify, heapreplace
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from mmsft.data.prefix import Prefix
 from mmsft.errors import DataError
+from mmsft.types import Ints
+
+_LONG: Final = 8
+"""A prefix is long if so many of it would fill a bin."""
 
 
 class Padded(NamedTuple):
@@ -90,16 +97,17 @@ def _cut(shapes: Sequence[Padded], falling: Sequence[int], capacity: int) -> lis
     return found
 
 
-def bins(sizes: Sequence[int], capacity: int, shares: int = 1) -> list[list[int]]:
+def bins(sizes: Sequence[int], capacity: int, shares: int = 1, begins: Sequence[Prefix] = ()) -> list[list[int]]:
     """Puts items into bins, in which nothing is padded.
 
-    First-fit-decreasing finds how many bins it takes; filling the emptiest first then makes them alike, so that no
-    process waits for another, and no micro-batch for memory that the others don't need.
+    First-fit-decreasing finds how many bins it takes; then each goes where there is least, which makes the bins alike,
+    so that no process waits for another, and no micro-batch for memory that the others don't need.
 
     Args:
         sizes: tokens of each item.
         capacity: most tokens of a bin.
         shares: processes among which the bins are dealt out; the number of bins is a multiple of theirs.
+        begins: what each item begins with, which a bin has once; without it they share nothing.
 
     Returns:
         The items of each bin, by index; a bin may be empty where there are fewer items than shares.
@@ -109,11 +117,19 @@ def bins(sizes: Sequence[int], capacity: int, shares: int = 1) -> list[list[int]
     """
     if max(sizes, default=0) > capacity:
         raise DataError(f"{max(sizes)} tokens belong together, and a micro-batch has {capacity}; raise micro_batch")
-    falling = _falling(sizes)
-    fitted = _first_fit(sizes, falling, capacity)
+    begins = begins or [Prefix(-1, 0)] * len(sizes)
+    own = [size - begin.tokens for size, begin in zip(sizes, begins, strict=True)]
+    falling = _in_turn(own, begins, capacity)
+    fitted = _first_fit(own, falling, capacity, begins)
     count = max(1, -(-len(fitted) // shares)) * shares
     fitted += [[] for _ in range(count - len(fitted))]
-    return _even(sizes, falling, capacity, count) or fitted
+    return _even(own, falling, capacity, begins, count) or fitted
+
+
+def filled(some: Sequence[int], sizes: Sequence[int], begins: Sequence[Prefix]) -> int:
+    """Returns the tokens of a bin's items."""
+    shared = {begins[item] for item in some}
+    return sum(begin.tokens for begin in shared) + sum(sizes[item] - begins[item].tokens for item in some)
 
 
 def deal(costs: Sequence[int], shares: int) -> list[list[int]]:
@@ -137,33 +153,70 @@ def _falling(sizes: Sequence[int]) -> list[int]:
     return sorted(range(len(sizes)), key=lambda item: (-sizes[item], item))
 
 
-def _first_fit(sizes: Sequence[int], falling: Sequence[int], capacity: int) -> list[list[int]]:
-    # A bin for each item, most of them never opened; above each pair of neighbours the room of the roomier one.
-    leaves = 1 << (len(sizes) - 1).bit_length() if sizes else 1
-    room = [capacity] * (2 * leaves)
+def _in_turn(own: Sequence[int], begins: Sequence[Prefix], capacity: int) -> list[int]:
+    """Returns the items as they fall in size; those with a long prefix come first and together, so that few have it."""
+    long = [begin if _LONG * begin.tokens > capacity else Prefix(-1, 0) for begin in begins]
+    return sorted(range(len(own)), key=lambda item: (-long[item].tokens, long[item].number, -own[item], item))
+
+
+class _Bins:
+    """Bins that are being filled.
+
+    Args:
+        count: of them.
+        own: tokens of each item, without those that it may share.
+        begins: what each item begins with.
+    """
+
+    def __init__(self, count: int, own: Sequence[int], begins: Sequence[Prefix]) -> None:
+        self._filled, self._own, self._begins = np.zeros(count, np.int64), own, begins
+        self._have: dict[Prefix, NDArray[np.bool_]] = {}
+
+    def with_item(self, item: int, opened: int, times: int = 1) -> Ints:
+        """Returns how full each of the first bins would be with an item, if a new prefix counted so many times."""
+        begin = self._begins[item]
+        full: Ints = self._filled[:opened] + (self._own[item] + times * begin.tokens)
+        if begin in self._have:
+            full[self._have[begin][:opened]] -= times * begin.tokens
+        return full
+
+    def put(self, item: int, place: int) -> None:
+        """Puts an item into a bin."""
+        begin = self._begins[item]
+        have = self._have.setdefault(begin, np.zeros(len(self._filled), bool)) if begin.tokens else None
+        self._filled[place] += self._own[item]
+        if have is not None and not have[place]:
+            self._filled[place] += begin.tokens
+            have[place] = True
+
+
+def _first_fit(own: Sequence[int], falling: Sequence[int], capacity: int, begins: Sequence[Prefix]) -> list[list[int]]:
+    """Puts each item into the first bin that has room for it, a new one if none has."""
+    bins = _Bins(len(own), own, begins)
     found: list[list[int]] = []
     for item in falling:
-        at = 1
-        while at < leaves:
-            at *= 2
-            at += room[at] < sizes[item]
-        if at - leaves == len(found):
+        fits = bins.with_item(item, len(found)) <= capacity
+        place = int(fits.argmax()) if fits.any() else len(found)
+        if place == len(found):
             found.append([])
-        found[at - leaves].append(item)
-        room[at] -= sizes[item]
-        while at > 1:
-            at //= 2
-            room[at] = max(room[2 * at], room[2 * at + 1])
+        found[place].append(item)
+        bins.put(item, place)
     return found
 
 
-def _even(sizes: Sequence[int], falling: Sequence[int], capacity: int, count: int) -> list[list[int]]:
-    """Puts each item into the emptiest bin; returns nothing if one overflows so."""
+def _even(
+    own: Sequence[int], falling: Sequence[int], capacity: int, begins: Sequence[Prefix], count: int
+) -> list[list[int]]:
+    """Puts each item where the bin is the emptiest with it; returns nothing if one overflows so.
+
+    That a prefix stands in one more bin costs twice what it takes, or bins would be alike at the price of all of them.
+    """
+    bins = _Bins(count, own, begins)
     found: list[list[int]] = [[] for _ in range(count)]
-    filled = [(0, place) for place in range(count)]
-    heapify(filled)
     for item in falling:
-        size, place = filled[0]
+        place = int(bins.with_item(item, count, times=2).argmin())
+        if bins.with_item(item, count)[place] > capacity:
+            return []
         found[place].append(item)
-        heapreplace(filled, (size + sizes[item], place))
-    return found if max(filled)[0] <= capacity else []
+        bins.put(item, place)
+    return found

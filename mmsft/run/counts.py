@@ -13,6 +13,7 @@ from torch import Tensor
 from mmsft.data.chat import MARKER, ChatEncoder
 from mmsft.data.collate import collate, pack
 from mmsft.data.media_reader import Loaded, MediaReader
+from mmsft.data.prefix import lay_out
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.modes import evaluating
 from mmsft.model.tower import Tower
@@ -180,7 +181,7 @@ def towers(model: MultimodalModel, reader: MediaReader, loaded: Loaded, rows: Se
         for hook in hooks:
             hook.remove()
         embedded = model.embed(batch)
-        places = _places(rows, 0 if model.packs else embedded.shape[1])
+        places = lay_out(rows).places if model.packs else _places(rows, embedded.shape[1])
         for name, count in encoded.items():
             used = [
                 (placed.media, place[placed.slots])
@@ -198,11 +199,11 @@ def towers(model: MultimodalModel, reader: MediaReader, loaded: Loaded, rows: Se
 
 
 def _places(rows: Sequence[Encoded], width: int) -> Iterator[Ints]:
-    """Yields where a row's tokens lie among the embeddings, flattened.
+    """Yields where a row's tokens lie among padded embeddings, flattened; for an encoder–decoder each prompt is a row.
 
     Args:
         rows: in the order of the batch.
-        width: of padded rows; for an encoder–decoder of prompts, each of them a row. 0 = there is no padding.
+        width: of each.
     """
     start = 0
     for row in rows:
@@ -211,7 +212,7 @@ def _places(rows: Sequence[Encoded], width: int) -> Iterator[Ints]:
         for number, prompt in enumerate(prompts):
             place[prompt.start : prompt.end] = start + number * width + np.arange(prompt.end - prompt.start)
         yield place
-        start += width * max(1, len(prompts)) if width else len(row)
+        start += width * max(1, len(prompts))
 
 
 def _tower(model: MultimodalModel, name: str) -> Tower:

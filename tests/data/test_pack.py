@@ -1,9 +1,12 @@
+from random import Random
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmsft.data.pack import Padded, _first_fit, bins, cut, deal, padded
+from mmsft.data.pack import Padded, _first_fit, bins, cut, deal, filled, padded
+from mmsft.data.prefix import Prefix
 from mmsft.errors import DataError
 
 SIZES = st.lists(st.integers(1, 100), max_size=60)
@@ -35,7 +38,25 @@ def test_first_fit_is_first_fit(sizes: list[int], capacity: int) -> None:
         if into is None:
             slow.append(into := [])
         into.append(item)
-    assert _first_fit(sizes, falling, capacity) == slow
+    assert _first_fit(sizes, falling, capacity, [Prefix(-1, 0)] * len(sizes)) == slow
+
+
+@given(SIZES, st.integers(100, 300), st.integers(1, 5), st.randoms(use_true_random=False))
+def test_what_several_begin_with_is_in_a_bin_once(sizes: list[int], capacity: int, shares: int, rng: Random) -> None:
+    lengths = [rng.randint(1, 50) for _ in range(3)]
+    begins = [Prefix(n, lengths[n]) if n >= 0 and lengths[n] < size else Prefix(-1, 0)
+              for size in sizes for n in [rng.randint(-1, 2)]]  # fmt: skip
+    found = bins(sizes, capacity, shares, begins)
+    assert sorted(item for some in found for item in some) == list(range(len(sizes)))
+    assert all(filled(some, sizes, begins) <= capacity for some in found)
+    assert len(found) % shares == 0
+
+
+def test_a_long_prefix_is_in_as_few_bins_as_it_can() -> None:
+    # Eight questions to each of two lists of tools: by themselves each would fill half a bin.
+    begins = [Prefix(item % 2, 900) for item in range(16)]
+    found = bins([1000] * 16, 2048, begins=begins)
+    assert [filled(some, [1000] * 16, begins) for some in found] == [1700, 1700]
 
 
 def alpaca_like(rows: int, seed: int) -> list[int]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmsft.data import prefix
 from mmsft.data.collate import collate, pack
 from mmsft.data.media_reader import Loaded, MediaReader
 from mmsft.data.tree import threads
@@ -74,4 +75,12 @@ def blocks_of(size: int) -> Iterator[None]:
     """Has packs cut into blocks of so many tokens, for trees that one block would hold."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fusion, "Trees", partial(attention.Trees, size=size))
+        yield
+
+
+@contextmanager
+def shared_from(tokens: int) -> Iterator[None]:
+    """Has trees of a pack share what so many tokens begin."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prefix, "LEAST", tokens)
         yield

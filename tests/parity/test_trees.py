@@ -20,7 +20,17 @@ from mmsft.types import Encoded, Media, Pack
 from tests.data.chains import chain
 from tests.makers import picture
 from tests.model.tiny import clip_folder, llama, model_with_tower
-from tests.parity.compare import EXACT, Learned, apart, blocks_of, difference, learned, packed, padded
+from tests.parity.compare import (
+    EXACT,
+    Learned,
+    apart,
+    blocks_of,
+    difference,
+    learned,
+    packed,
+    padded,
+    shared_from,
+)
 
 
 class Lab:
@@ -78,12 +88,15 @@ TREES = st.lists(st.lists(THREAD, min_size=1, max_size=5), min_size=1, max_size=
 
 
 @settings(max_examples=12, deadline=None)
-@given(TREES, st.sampled_from([3, 8, 64]))
-@example([[[1, "red", 2], [1, "red", 3, "blue", 4]], [[1, 2, 3]]], 3)
-def test_random_trees_learn_what_their_threads_learn(lab: Lab, said: list[list[list[int | str]]], size: int) -> None:
+@given(TREES, st.sampled_from([3, 8, 64]), st.sampled_from([1, 3, 99]))
+@example([[[1, "red", 2], [1, "red", 3, "blue", 4]], [[1, 2, 3]]], 3, 99)
+@example([[[1, 2, 3, "red", 2], [1, 2, 3, "red", 3]], [[1, 2, 3]], [[1, 2, 4, 5], [1, 2, 4, 5, 6, 6]]], 3, 1)
+def test_random_trees_learn_what_their_threads_learn(
+    lab: Lab, said: list[list[list[int | str]]], size: int, least: int
+) -> None:
     trees = [lab.tree(*threads) for threads in said]
     one_by_one = lab.apart(trees)
-    with blocks_of(size):
+    with blocks_of(size), shared_from(least):
         assert difference(lab.learned(trees), one_by_one) < EXACT
     assert difference(lab.padded(trees), one_by_one) < EXACT
 

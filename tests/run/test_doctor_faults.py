@@ -333,8 +333,8 @@ def test_a_micro_batch_whose_gradient_is_lost(lab: Lab, monkeypatch: Patch) -> N
 def test_rows_that_no_process_takes(lab: Lab, monkeypatch: Patch) -> None:
     real = pack.bins
 
-    def fewer(sizes: Any, capacity: int, shares: int = 1) -> list[list[int]]:
-        found = real(sizes, capacity, shares)
+    def fewer(sizes: Any, capacity: int, shares: int, begins: Any) -> list[list[int]]:
+        found = real(sizes, capacity, shares, begins)
         return [[*items[1:]] if shares > 1 else items for items in found]
 
     monkeypatch.setattr(encoding, "bins", fewer)
