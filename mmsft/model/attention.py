@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from transformers import AttentionInterface
 
 from mmsft.errors import MmsftError
+from mmsft.model.blockwise import How, Met, Span, attend_in_blocks
 from mmsft.types import Pack, Segment
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,9 @@ NAME: Final = "mmsft"
 
 BLOCK: Final = 64
 """Tokens that share a call, and so a mask, on the CPU: more would compute what is masked, fewer would cost calls."""
+
+LONG: Final = 1024
+"""Tokens of a segment by itself from which on SDPA is faster than blocks; below that it takes up to twice as long."""
 
 _TILE: Final = 128
 """FlexAttention's own block; lengths are multiples of it, so that packs of many lengths need few compilations."""
@@ -63,10 +67,6 @@ def visible(until: Tensor, positions: Tensor, window: int | None = None) -> Visi
     return sees
 
 
-Span = tuple[int, int]
-"""The first of some tokens, and one past the last."""
-
-
 @dataclass(frozen=True, slots=True)
 class Block:
     """Tokens `start` to `end` of a pack, whose queries go through attention in one call.
@@ -75,13 +75,13 @@ class Block:
         start: first token.
         end: one past the last token.
         above: the tokens before it that some of its tokens see.
-        plain: each of its tokens sees all of it up to itself, and nothing else.
+        long: each of its tokens sees all of it up to itself, and nothing else.
     """
 
     start: int
     end: int
     above: tuple[Span, ...]
-    plain: bool
+    long: bool
 
 
 def blocks(segments: Sequence[Segment], size: int, window: int | None = None, *, long: bool = True) -> list[Block]:
@@ -92,9 +92,9 @@ def blocks(segments: Sequence[Segment], size: int, window: int | None = None, *,
 
     Args:
         segments: in the order of a walk in depth.
-        size: most tokens of a run, but for plain ones, which need no mask.
+        size: most tokens of a run, but for long ones.
         window: most tokens of its thread that a token sees, itself included; None = all.
-        long: plain runs may be longer.
+        long: a segment of more than `LONG` tokens that continues none is a run by itself.
     """
     depths: list[int] = []  # tokens above each segment
     runs: list[_Run] = []
@@ -103,26 +103,36 @@ def blocks(segments: Sequence[Segment], size: int, window: int | None = None, *,
         depth = depths[segment.parent] + above.end - above.start if segment.parent >= 0 else 0
         depths.append(depth)
         # A run far down a tree would have another tree's tokens meet a path that they don't see.
-        if runs and segment.end - runs[-1].start <= size and runs[-1].depth - depth <= size:
+        near = runs and segment.end - runs[-1].start <= size and runs[-1].depth - depth <= size
+        if near and not runs[-1].long:
             runs[-1].fewest = min(runs[-1].fewest, depth)
             continue
         length = segment.end - segment.start
-        whole = long and not depth and (window is None or length <= window)
+        whole = long and not depth and length > LONG and (window is None or length <= window)
         for start in range(segment.start, segment.end, length if whole else size):
             below = depth + start - segment.start
-            runs.append(_Run(start, index, below, below))
+            runs.append(_Run(start, index, below, below, whole))
     ends = [run.start for run in runs[1:]] + [segments[-1].end]
     return [run.block(segments, end, window) for run, end in zip(runs, ends, strict=True)]
 
 
 @dataclass(slots=True)
 class _Run:
-    """A block to be: its first token, that one's segment, the tokens above it, and the fewest above a token of it."""
+    """A block to be.
+
+    Attributes:
+        start: its first token.
+        segment: that one's.
+        depth: tokens above that one.
+        fewest: above a token of it.
+        long: as of the block.
+    """
 
     start: int
     segment: int
     depth: int
     fewest: int
+    long: bool
 
     def block(self, segments: Sequence[Segment], end: int, window: int | None) -> Block:
         # Of what is above, a window leaves out what is too far even for the token that is the least deep.
@@ -138,24 +148,24 @@ class _Run:
                 spans.append((first, before))
             index = segments[index].parent
             before = segments[index].end
-        plain = not spans and end <= segments[self.segment].end and (window is None or end - self.start <= window)
-        return Block(self.start, end, tuple(reversed(spans)), plain)
+        return Block(self.start, end, tuple(reversed(spans)), self.long)
 
 
 class _Plan(NamedTuple):
     """How a pack goes through attention.
 
     Attributes:
-        queries: lengths of the blocks.
-        keys: lengths of the pieces that keys are cut into, so that each block meets some of them whole.
-        seen: for each block, the numbers of its pieces: what is above it, then its own.
-        masks: for each block, which keys its tokens don't see; None = those behind themselves.
+        blocks: with the keys that they meet.
+        long: stretches whose tokens see all of them up to themselves, and nothing else.
     """
 
-    queries: list[int]
-    keys: list[int]
-    seen: list[list[int]]
-    masks: list[Tensor | None]
+    blocks: list[Met]
+    long: list[Span]
+
+    def lengths(self, tokens: int) -> list[int]:
+        """Returns those of the stretches, and of what is before, between and behind them, of so many tokens."""
+        cuts = [0, *chain.from_iterable(self.long), tokens]
+        return [end - start for start, end in pairwise(cuts)]
 
 
 class Trees:
@@ -213,16 +223,23 @@ class Trees:
         dropout: float = 0.0,
     ) -> Tensor:
         """Does what `attend` does block by block, on any device."""
-        call = _Call(scale, softcap, dropout)
-        plan = self._plan(window, capped=softcap is not None)
-        if len(plan.masks) == 1:
-            return call(query, key, value, plan.masks[0])
+        plan, how = self._plan(window, capped=softcap is not None), How(scale, softcap, dropout)
+        if not plan.long:
+            return attend_in_blocks(query, key, value, plan.blocks, how)
         # Split once: the gradient of each slice would be as long as the pack.
-        queries, keys, values = query.split(plan.queries, 2), key.split(plan.keys, 2), value.split(plan.keys, 2)
-        pieces = [
-            call(block, _joined(keys, seen), _joined(values, seen), mask)
-            for block, seen, mask in zip(queries, plan.seen, plan.masks, strict=True)
-        ]
+        lengths = plan.lengths(query.shape[2])
+        queries, keys, values = query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2)
+        pieces = list(attend_in_blocks(query, key, value, plan.blocks, how).split(lengths, 2))
+        for number in range(1, len(pieces), 2):
+            pieces[number] = F.scaled_dot_product_attention(
+                queries[number],
+                keys[number],
+                values[number],
+                dropout_p=dropout,
+                is_causal=True,
+                scale=scale,
+                enable_gqa=query.shape[1] > key.shape[1],
+            )
         return torch.cat(pieces, 2)
 
     def flex(
@@ -250,56 +267,22 @@ class Trees:
 
     def _plan(self, window: int | None, *, capped: bool) -> _Plan:
         if (window, capped) not in self._plans:
+            sees = visible(self.pack.until, self._positions, window)
             # Scores that are capped are held, so that no block may be long.
             found = blocks(self.pack.segments, self._size, window, long=not capped)
-            spans = [(*block.above, (block.start, block.end)) for block in found]
-            cuts = sorted({cut for some in spans for span in some for cut in span})
-            number = {cut: index for index, cut in enumerate(cuts)}
-            sees = visible(self.pack.until, self._positions, window)
             self._plans[window, capped] = _Plan(
-                queries=[block.end - block.start for block in found],
-                keys=[end - start for start, end in pairwise(cuts)],
-                seen=[[piece for start, end in some for piece in range(number[start], number[end])] for some in spans],
-                masks=[
-                    None if block.plain and not capped else self._mask(some, sees)
-                    for block, some in zip(found, spans, strict=True)
-                ],
+                blocks=[self._met(block, sees) for block in found if not block.long],
+                long=[(block.start, block.end) for block in found if block.long],
             )
         return self._plans[window, capped]
 
-    def _mask(self, spans: Sequence[Span], sees: Visible) -> Tensor:
-        tokens = [torch.arange(start, end, device=self._device) for start, end in spans]
-        return ~sees(tokens[-1][:, None], torch.cat(tokens)[None, :])
-
-
-@dataclass(frozen=True, slots=True)
-class _Call:
-    """Attention of one block; without a mask it is causal.
-
-    With one its products are few: writing them out took half of SDPA's time, forward and backward.
-    """
-
-    scale: float
-    softcap: float | None
-    dropout: float
-
-    def __call__(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        heads, shared = key.shape[1], query.shape[1] // key.shape[1]
-        if mask is None:
-            return F.scaled_dot_product_attention(
-                query, key, value, dropout_p=self.dropout, is_causal=True, scale=self.scale, enable_gqa=shared > 1
-            )
-        # Query heads that share keys stand behind one another: [K, H/K·T, D].
-        score = query.reshape(heads, -1, query.shape[3]) @ key[0].transpose(1, 2) * self.scale
-        if self.softcap is not None:
-            score = self.softcap * torch.tanh(score / self.softcap)
-        score = score.view(heads, shared, *mask.shape).masked_fill(mask, -torch.inf)
-        weights = F.dropout(score.softmax(-1, dtype=torch.float32).to(value.dtype), self.dropout)
-        return (weights.view(heads, -1, mask.shape[1]) @ value[0]).view(1, heads * shared, len(mask), -1)
-
-
-def _joined(pieces: Sequence[Tensor], chosen: Sequence[int]) -> Tensor:
-    return pieces[chosen[0]] if len(chosen) == 1 else torch.cat([pieces[index] for index in chosen], 2)
+    def _met(self, block: Block, sees: Visible) -> Met:
+        own = block.start, block.end
+        tokens = [torch.arange(start, end, device=self._device) for start, end in (*block.above, own)]
+        keys = [*block.above, own]
+        if block.above and block.above[-1][1] == block.start:
+            keys[-2:] = [(block.above[-1][0], block.end)]
+        return Met(block.start, block.end, keys, ~sees(tokens[-1][:, None], torch.cat(tokens)[None, :]))
 
 
 @cache

@@ -63,12 +63,14 @@ def test_one_number_a_token_says_who_sees_whom(segments: tuple[Segment, ...], wi
 
 
 @few(max_examples=60)
-@given(FORESTS, WINDOWS, SIZES, st.sampled_from([None, 0.7]))
+@given(FORESTS, WINDOWS, SIZES, st.sampled_from([None, 0.7]), st.sampled_from([4, 1024]))
 def test_blocks_give_what_a_dense_mask_gives_and_its_gradients(
-    segments: tuple[Segment, ...], window: int | None, size: int, softcap: float | None
+    segments: tuple[Segment, ...], window: int | None, size: int, softcap: float | None, long: int
 ) -> None:
     inputs = states(segments[-1].end)
-    out = trees_of(segments, size).attend(*inputs, scale=0.8, window=window, softcap=softcap)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "LONG", long)
+        out = trees_of(segments, size).attend(*inputs, scale=0.8, window=window, softcap=softcap)
     expected = dense(*inputs, dense_mask(segments, window), 0.8, softcap)
     close(out, expected)
     weight = torch.randn_like(out)
@@ -109,6 +111,52 @@ def test_dropout_leaves_weights_out_and_keeps_their_mean(softcap: float | None) 
     assert abs(float(out[..., 0].mean()) - 1) < 0.5
 
 
+@few(max_examples=20)
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(0, 2)), min_size=1, max_size=4).map(forest),
+    st.none() | st.integers(1, 4),
+    st.sampled_from([None, 0.7]),
+    st.sampled_from([0.0, 0.3]),
+)
+def test_gradients_are_those_of_finite_differences(
+    segments: tuple[Segment, ...], window: int | None, softcap: float | None, dropout: float
+) -> None:
+    inputs = [state.detach().double().requires_grad_() for state in states(segments[-1].end, 2, 1, 3, 2)]
+    trees = trees_of(segments, 5)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return trees.attend(query, key, value, scale=0.8, window=window, softcap=softcap, dropout=dropout)
+
+    assert torch.autograd.gradcheck(attend, inputs)
+
+
+def test_a_layer_keeps_none_of_its_weights() -> None:
+    segments, kept = forest([(30, 0), *[(60, 1)] * 8]), list[int]()
+    inputs = states(segments[-1].end)
+
+    def keep(state: Tensor) -> Tensor:
+        kept.append(state.numel())
+        return state
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda state: state):
+        out = trees_of(segments).attend(*inputs, scale=0.8)
+    assert sum(kept) == sum(state.numel() for state in (*inputs, out))
+
+
+def test_in_16_bits_many_branches_add_to_the_gradient_of_what_they_share() -> None:
+    segments = forest([(8, 0), *[(4, 1)] * 500])
+    inputs = [state.detach().bfloat16().requires_grad_() for state in states(segments[-1].end)]
+    query, key, value = inputs
+    trees_of(segments).attend(query, key, value, scale=0.8).sum().backward()
+    exact = [state.detach().float().requires_grad_() for state in inputs]
+    trees_of(segments).attend(exact[0], exact[1], exact[2], scale=0.8).sum().backward()
+    for one, other in zip(inputs, exact, strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert float((one.grad.float() - other.grad).norm() / other.grad.norm()) < 0.02
+
+
 @given(FORESTS, WINDOWS, SIZES)
 def test_each_token_is_in_one_block_and_meets_what_it_sees(
     segments: tuple[Segment, ...], window: int | None, size: int
@@ -132,16 +180,21 @@ def keys_of(block: Block, tokens: int) -> Tensor:
     return keys
 
 
+@few(max_examples=60)
 @given(FORESTS, WINDOWS, SIZES)
-def test_blocks_are_small_but_for_the_beginnings_of_threads_which_need_no_mask(
+def test_blocks_are_small_but_for_the_long_beginnings_of_threads_which_need_no_mask(
     segments: tuple[Segment, ...], window: int | None, size: int
 ) -> None:
     mask = dense_mask(segments, window)
-    for block in blocks(segments, size, window):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "LONG", 4)
+        found = blocks(segments, size, window)
+    for block in found:
         length = block.end - block.start
         own = mask[block.start : block.end, block.start : block.end]
-        if block.plain:
+        if block.long:
             assert not block.above
+            assert length > 4
             assert torch.equal(own, torch.ones_like(own).tril())
         else:
             assert length <= size
@@ -169,22 +222,33 @@ def test_a_deep_tree_gives_what_a_dense_mask_gives() -> None:
 
 
 def test_branches_meet_the_prefix_and_not_one_another() -> None:
-    segments = forest([(600, 0), *[(50, 1)] * 8])
+    segments = forest([(1100, 0), *[(50, 1)] * 8])
     first, *others = blocks(segments, 64)
-    assert first == Block(0, 600, (), plain=True)
-    assert others == [Block(600 + 50 * n, 650 + 50 * n, ((0, 600),), plain=False) for n in range(8)]
+    assert first == Block(0, 1100, (), long=True)
+    assert others == [Block(1100 + 50 * n, 1150 + 50 * n, ((0, 1100),), long=False) for n in range(8)]
+
+
+def test_branches_behind_a_long_prefix_give_what_a_dense_mask_gives() -> None:
+    segments = forest([(1030, 0), (50, 1), (60, 1), (9, 0)])
+    inputs = states(segments[-1].end)
+    out, expected = trees_of(segments).attend(*inputs, scale=0.8), dense(*inputs, dense_mask(segments), 0.8)
+    torch.testing.assert_close(out, expected, rtol=1e-5, atol=3e-5)
+    weight = torch.randn_like(out)
+    mine, theirs = (torch.autograd.grad((o * weight).sum(), inputs) for o in (out, expected))
+    for one, other in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
 def test_a_long_thread_with_a_window_makes_no_long_mask() -> None:
     trees = trees_of((Segment(0, 4000),))
-    masks = [mask for mask in trees._plan(100, capped=False).masks if mask is not None]
+    masks = [block.unseen for block in trees._plan(100, capped=False).blocks]
     assert max(mask.numel() for mask in masks) <= 64 * (64 + 100)
 
 
 def test_capped_scores_which_are_held_are_never_those_of_a_long_block() -> None:
     plan = trees_of((Segment(0, 4000),))._plan(None, capped=True)
-    assert max(plan.queries) == 64
-    assert all(mask is not None for mask in plan.masks)
+    assert max(block.end - block.start for block in plan.blocks) == 64
+    assert not plan.long
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
@@ -220,7 +284,7 @@ def test_under_autocast_states_of_two_widths_meet_in_the_narrower() -> None:
 
 def test_a_tree_does_not_meet_the_long_path_of_the_tree_before_it() -> None:
     segments = forest([(200, 0), (70, 1), (5, 0)])
-    assert blocks(segments, 64)[-1] == Block(270, 275, (), plain=True)
+    assert blocks(segments, 64)[-1] == Block(270, 275, (), long=False)
 
 
 def test_masks_are_made_once_for_all_layers() -> None:

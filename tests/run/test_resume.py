@@ -73,7 +73,7 @@ def test_a_stopped_run_goes_on_to_the_same_bits_with_other_workers(lab: Lab, joi
         return lab.run(out, [stage], save={"every": "1 step"}, workers=workers)
 
     calm = finish(run("calm", 0))
-    assert (sum(step.spared for step in calm) > 0) == bool(join)
+    assert not join or sum(step.spared for step in calm) > 100
     stopped = execute(run("stopped", 2))
     for _ in range(4):  # in the middle of an epoch, and of rows that begin alike
         next(stopped)
