@@ -24,7 +24,14 @@ ROOT = Path(__file__).parents[1]
 
 def track(rate: float, peak: float, losses: Sequence[float] = (1.5, 1.5, 1.5), targets: int = 100) -> dict[str, Any]:
     ends = [100.0, 200.0, 200.0 + targets / rate]
-    return {"ends": ends, "losses": list(losses), "targets": [targets] * 3, "learning": {}, "peak_gb": peak}
+    return {
+        "ends": ends,
+        "losses": list(losses),
+        "tokens": [targets] * 3,
+        "targets": [targets] * 3,
+        "learning": {},
+        "peak_gb": peak,
+    }
 
 
 def test_ratios_are_those_of_the_medians_to_the_best_peer_in_each() -> None:

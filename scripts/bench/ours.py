@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mmsft
 from mmsft.noise import quiet_libraries
 from mmsft.run import Run
-from scripts.bench.workloads import ALPHA, ASKED, PADDED_ROWS, QUESTIONS, RANK, TOKENS, Job, Track, learning
+from scripts.bench.workloads import ALPHA, ASKED, MICRO, PADDED_ROWS, QUESTIONS, RANK, TOKENS, Job, Track, learning
 
 
 def main() -> None:
@@ -25,6 +25,7 @@ def main() -> None:
         for _, step, assistant in mmsft.execute(run):
             track.ends.append(time.perf_counter())
             track.losses.append(step.loss)
+            track.tokens.append(step.tokens + step.spared)
             track.targets.append(step.targets)
             track.learning = track.learning or learning(assistant.model.parameters())
             if counter is not None:
@@ -70,7 +71,7 @@ def config(job: Job) -> dict[str, Any]:
                 # The last step is saved before it is told; the peers save nothing, so it is left out.
                 "duration": f"{job.steps + 1} steps",
                 "batch": batch(job),
-                "micro_batch": f"{TOKENS} tokens",
+                "micro_batch": f"{MICRO} tokens",
                 "schedule": {"warmup": 0, "decay": "constant"},
             }
         ],
@@ -88,7 +89,7 @@ def recipe(job: Job) -> dict[str, Any]:
     """Returns the rows; questions about one picture share it."""
     joined = {"join": "shared_prefix", "join_limit": QUESTIONS} if job.problem.pictures else {}
     source = {"path": f"{job.parts}/{job.kind}.jsonl", "format": "sharegpt"}
-    return {"sources": [source], "template": "auto", "length": TOKENS, **joined}
+    return {"sources": [source], "template": "auto", "length": MICRO, **joined}
 
 
 def order(job: Job, rows: int) -> list[int]:

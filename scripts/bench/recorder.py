@@ -3,7 +3,8 @@
 import time
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from scripts.bench.workloads import ASKED, PADDED_ROWS, Job, Track, learning
@@ -15,22 +16,24 @@ class Recorder(TrainerCallback):
     def __init__(self, job: Job) -> None:
         self.job = job
         self.track = Track()
-        self.seen = 0
+        self.targets = self.tokens = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Counts labels where the model takes them, whatever collator made them."""
+        """Counts tokens and labels where the model takes them, whatever collator made them."""
         self.track.learning = learning(kwargs["model"].parameters())
         kwargs["model"].register_forward_pre_hook(self.look, with_kwargs=True)
 
     def look(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Adds a forward pass's targets; the first label of a row has nothing before it."""
-        self.seen += int((kwargs["labels"][..., 1:] != -100).sum())
+        """Adds a forward pass's tokens and targets; the first label of a row has nothing before it."""
+        self.tokens += content(kwargs["input_ids"], kwargs.get("attention_mask"))
+        self.targets += int((kwargs["labels"][..., 1:] != -100).sum())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Closes a step."""
         self.track.ends.append(time.perf_counter())
-        self.track.targets.append(self.seen)
-        self.seen = 0
+        self.track.tokens.append(self.tokens)
+        self.track.targets.append(self.targets)
+        self.targets = self.tokens = 0
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
         """Keeps a step's loss."""
@@ -40,6 +43,16 @@ class Recorder(TrainerCallback):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Writes it all."""
         self.track.save(self.job.out)
+
+
+def content(ids: Tensor, mask: Tensor | None) -> int:
+    """Counts the tokens that aren't padding: in a pack's own mask those that see themselves."""
+    if mask is None:
+        return ids.numel()
+    if mask.dim() == 4:
+        own = mask[:, 0].diagonal(dim1=1, dim2=2)
+        return int((own if own.dtype == torch.bool else own == 0).sum())
+    return int((mask != 0).sum())
 
 
 def arguments(job: Job) -> dict[str, Any]:

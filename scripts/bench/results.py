@@ -38,8 +38,8 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 
 def rate(workload: str, track: Mapping[str, Any]) -> float:
-    """Returns learned tokens a second, or questions where there are pictures, after the first steps."""
-    counts, ends = track["targets"], track["ends"]
+    """Returns tokens of rows a second, or questions where there are pictures, after the first steps."""
+    counts, ends = track["tokens"], track["ends"]
     done = ASKED * (len(ends) - WARM_UP) if WORKLOADS[workload].pictures else sum(counts[WARM_UP:])
     return float(done / (ends[-1] - ends[WARM_UP - 1]))
 

@@ -14,7 +14,10 @@ QUESTIONS: Final = 8
 """Questions about each picture, each a row of its own."""
 
 TOKENS: Final = 2048
-"""Tokens of a text step, and most of a row."""
+"""Tokens of a text step; peers cut longer rows, of which there are none."""
+
+MICRO: Final = 1024
+"""Tokens of mmsft's micro-batches, and most of a row: two make a step in half of the memory, and take no longer."""
 
 PADDED_ROWS: Final = 8
 """Rows of a padded text step, at Alpaca's lengths about as many places as `TOKENS`; so have steps that are compared."""
@@ -77,7 +80,7 @@ class Workload:
     @property
     def unit(self) -> str:
         """What is counted a second."""
-        return "questions/s" if self.pictures else "learned tokens/s"
+        return "questions/s" if self.pictures else "tokens/s"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +213,7 @@ class Track:
     Attributes:
         ends: when each step ended, in seconds.
         losses: of each step, before it moved the weights.
+        tokens: of each step's rows, prompts and replies, be they read once or often; padding doesn't count.
         targets: learned tokens of each step: those of the replies, and the token that ends each.
         learning: how many parameters learn, by dtype.
         flops: from the first step to the end of each, if they were counted.
@@ -217,6 +221,7 @@ class Track:
 
     ends: list[float] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
     learning: dict[str, int] = field(default_factory=dict)
     flops: list[int] = field(default_factory=list)
