@@ -60,7 +60,7 @@ def config(job: Job) -> dict[str, Any]:
     return {
         "out": f"{job.out}/run",
         "precision": job.precision,
-        "workers": 1,
+        "workers": 0,
         "features": {"folder": job.store or f"{job.out}/features"},
         "model": {"decoder": decoder, "towers": towers},
         "stages": [
