@@ -50,12 +50,16 @@ def config(job: Job) -> dict[str, Any]:
     decoder: dict[str, Any] = {"name": f"{job.parts}/decoder"}
     learns: dict[str, Any] = {"decoder": rate}
     towers: dict[str, Any] = {}
+    # What is frozen is held as autocast would round it at each step, which computes the same.
+    frozen = {"dtype": "bfloat16"} if job.precision == "bf16" else {}
+    if problem.learns != "all":
+        decoder |= frozen
     if problem.learns == "lora":
         decoder["lora"] = {"r": RANK, "alpha": ALPHA}
         learns = {"decoder.lora": rate}
     if problem.pictures:
         modality = {"kind": "clip", "name": f"{job.parts}/clip"}
-        towers["image"] = {"modality": modality, "adapter": {"kind": "mlp2x_gelu"}}
+        towers["image"] = {"modality": modality, "adapter": {"kind": "mlp2x_gelu"}, **frozen}
         learns = {"towers.image.adapter": rate} | ({} if problem.learns == "projector" else learns)
     return {
         "out": f"{job.out}/run",
