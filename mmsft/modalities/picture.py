@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from torch.nn import functional as F
 
 from mmsft.errors import DataError
 from mmsft.modalities.spec import File
@@ -20,6 +21,9 @@ from mmsft.types import Grid
 
 MAX_PIXELS = 100_000_000
 """A picture of more pixels is refused before it is decoded: 300 MB a picture in each data worker."""
+
+_STRIP = 16
+"""A picture that would cover more than so many inputs is cropped before it is resized."""
 
 Aspect: TypeAlias = Literal["pad", "crop", "stretch"]
 Colour: TypeAlias = tuple[float, float, float]
@@ -55,20 +59,19 @@ class Frame:
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Returns an RGB picture as the tower's input [3, height, width], float32."""
-        fitted = np.array(self._fitted(image), dtype=np.float32) / 255
-        normal = (fitted - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return torch.from_numpy(normal).permute(2, 0, 1).contiguous()
+        mean, std = (torch.tensor(colour)[:, None, None] for colour in (self.mean, self.std))
+        return self._fitted(image).contiguous().float().div_(255).sub_(mean).div_(std)
 
     def blank(self) -> Tensor:
         """Returns a picture of the mean colour."""
         return torch.zeros(3, self.height, self.width)
 
-    def _fitted(self, image: Image.Image) -> Image.Image:
-        size, method = (self.width, self.height), Image.Resampling[self.interpolation.upper()]
+    def _fitted(self, image: Image.Image) -> Tensor:
+        """Returns a picture [3, height, width] of 8 bits."""
         if self.aspect == "stretch":
-            return image.resize(size, method)
+            return self._resized(image, self.height, self.width)
         if self.aspect == "crop":
-            return ImageOps.fit(image, size, method)
+            return self._cropped(image)
         whole = self._whole(image)
         if whole[0] * whole[1] > MAX_PIXELS:
             # A strip of 1 × 20,000 would become a square of 400 million pixels: such ones shrink before they are
@@ -77,7 +80,27 @@ class Frame:
             whole = self._whole(image)
         canvas = Image.new("RGB", whole, tuple(int(255 * value) for value in self.mean))
         canvas.paste(image, ((whole[0] - image.width) // 2, (whole[1] - image.height) // 2))
-        return canvas.resize(size, method)
+        return self._resized(canvas, self.height, self.width)
+
+    def _cropped(self, image: Image.Image) -> Tensor:
+        """Resizes a picture until it just covers the input, and returns its middle, as CLIP's processor does."""
+        height, width = self.height, int(image.width * self.height / image.height)
+        if width < self.width:
+            height, width = int(image.height * self.width / image.width), self.width
+        if height * width > _STRIP * self.height * self.width:
+            return self._resized(ImageOps.fit(image, (self.width, self.height)), self.height, self.width)
+        top, left = (height - self.height) // 2, (width - self.width) // 2
+        return self._resized(image, height, width)[:, top : top + self.height, left : left + self.width]
+
+    def _resized(self, image: Image.Image, height: int, width: int) -> Tensor:
+        """Returns a picture of another size [3, height, width], 8 bits."""
+        if self.interpolation in ("lanczos", "nearest"):
+            method = Image.Resampling[self.interpolation.upper()]
+            return torch.from_numpy(np.array(image.resize((width, height), method))).permute(2, 0, 1)
+        # Not Pillow: torch does it several times as fast, and the processors of transformers do it so. Colours lie side
+        # by side here, as its fast way wants them.
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return F.interpolate(pixels[None], (height, width), mode=self.interpolation, antialias=True)[0]
 
     def _whole(self, image: Image.Image) -> tuple[int, int]:
         """Returns the smallest size of the input's shape that holds the picture."""
@@ -103,7 +126,9 @@ def read_picture(file: File) -> Image.Image:
     """
     with _opened(file) as image:
         try:
-            return _rgb(ImageOps.exif_transpose(image))
+            ImageOps.exif_transpose(image, in_place=True)
+            image.load()
+            return _rgb(image)
         except _BROKEN as error:
             raise DataError(
                 f"the picture can't be decoded ({error}); is the file whole? Fetch it again, or leave its row out"
@@ -122,7 +147,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
         over = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 @contextmanager
