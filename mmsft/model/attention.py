@@ -84,7 +84,7 @@ class Block:
     long: bool
 
 
-def blocks(segments: Sequence[Segment], size: int, window: int | None = None, *, long: bool = True) -> list[Block]:
+def blocks(segments: Sequence[Segment], size: int, window: int | None = None, long: int | None = LONG) -> list[Block]:
     """Divides a pack into runs of tokens: segments that are neighbours, or a stretch of a long one.
 
     What is before a run and seen from inside of it is also seen by its first token, since subtrees have no gaps. So a
@@ -94,7 +94,7 @@ def blocks(segments: Sequence[Segment], size: int, window: int | None = None, *,
         segments: in the order of a walk in depth.
         size: most tokens of a run, but for long ones.
         window: most tokens of its thread that a token sees, itself included; None = all.
-        long: a segment of more than `LONG` tokens that continues none is a run by itself.
+        long: a segment of more tokens that continues none is a run by itself; None = it is cut too.
     """
     depths: list[int] = []  # tokens above each segment
     runs: list[_Run] = []
@@ -108,10 +108,10 @@ def blocks(segments: Sequence[Segment], size: int, window: int | None = None, *,
             runs[-1].fewest = min(runs[-1].fewest, depth)
             continue
         length = segment.end - segment.start
-        whole = long and not depth and length > LONG and (window is None or length <= window)
-        for start in range(segment.start, segment.end, length if whole else size):
+        alone = long is not None and not depth and length > long and (window is None or length <= window)
+        for start in range(segment.start, segment.end, length if alone else size):
             below = depth + start - segment.start
-            runs.append(_Run(start, index, below, below, whole))
+            runs.append(_Run(start, index, below, below, alone))
     ends = [run.start for run in runs[1:]] + [segments[-1].end]
     return [run.block(segments, end, window) for run, end in zip(runs, ends, strict=True)]
 
@@ -175,10 +175,11 @@ class Trees:
         pack: the segments.
         positions: [T] of the tokens in their threads, on the pack's device.
         size: of the blocks.
+        long: see `blocks`.
     """
 
-    def __init__(self, pack: Pack, positions: Tensor, size: int = BLOCK) -> None:
-        self.pack, self._positions, self._size = pack, positions, size
+    def __init__(self, pack: Pack, positions: Tensor, size: int = BLOCK, long: int = LONG) -> None:
+        self.pack, self._positions, self._size, self._long = pack, positions, size, long
         self._device = pack.until.device
         self._plans: dict[tuple[int | None, bool], _Plan] = {}
         self._block_masks: dict[int | None, BlockMask] = {}
@@ -269,7 +270,7 @@ class Trees:
         if (window, capped) not in self._plans:
             sees = visible(self.pack.until, self._positions, window)
             # Scores that are capped are held, so that no block may be long.
-            found = blocks(self.pack.segments, self._size, window, long=not capped)
+            found = blocks(self.pack.segments, self._size, window, None if capped else self._long)
             self._plans[window, capped] = _Plan(
                 blocks=[self._met(block, sees) for block in found if not block.long],
                 long=[(block.start, block.end) for block in found if block.long],

@@ -37,6 +37,7 @@ class MultimodalModel(nn.Module):
         towers: by modality.
         head_apart: logits are the head's output on the hidden states and nothing else (`find_head` tells).
         packs: it takes packs of trees (`find_attention` tells); else threads are padded.
+        long: tokens of a segment by itself from which on SDPA attends in a pack, see `attention.blocks`.
 
     Raises:
         ConfigError: the decoder puts virtual tokens before its inputs.
@@ -51,6 +52,7 @@ class MultimodalModel(nn.Module):
         self.towers = nn.ModuleDict(dict(towers or {}))
         self.head_apart = True
         self.packs = False
+        self.long = attention.LONG
         self._padded_attention: str = self.decoder.config._attn_implementation
         self._takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
 
@@ -104,7 +106,7 @@ class MultimodalModel(nn.Module):
         if batch.pack is None:
             inputs["attention_mask"] = batch.mask.long()
         else:
-            inputs["trees"] = Trees(batch.pack, batch.positions[0])
+            inputs["trees"] = Trees(batch.pack, batch.positions[0], long=self.long)
         return inputs | ({"position_ids": batch.positions} if self._takes_positions else {})
 
     def attend(self, *, packed: bool) -> None:

@@ -90,6 +90,9 @@ class Simulation:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._bf16, self._gpu = bf16, gpu
         self.model = model
+        if gpu:
+            # One kernel for a whole pack, as FlexAttention is there.
+            model.long = 0
         self._empty()
 
     def _empty(self) -> None:

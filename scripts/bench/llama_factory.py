@@ -10,7 +10,7 @@ from llamafactory.data.template import TEMPLATES  # type: ignore[import-not-foun
 from llamafactory.train.tuner import run_exp  # type: ignore[import-not-found,unused-ignore]
 
 from scripts.bench.recorder import Recorder, arguments
-from scripts.bench.workloads import ALPHA, PADDED_ROWS, RANK, TOKENS, Job
+from scripts.bench.workloads import ALPHA, RANK, TOKENS, Job
 
 NAME = "rows"
 
@@ -50,7 +50,7 @@ def settings(job: Job) -> dict[str, Any]:
         "overwrite_cache": True,
         "preprocessing_num_workers": None,
         # It packs so many rows at once.
-        "preprocessing_batch_size": PADDED_ROWS if job.compared else 1000,
+        "preprocessing_batch_size": job.examples if job.compared else 1000,
         "freeze_vision_tower": True,
         "freeze_multi_modal_projector": False,
         "freeze_language_model": problem.learns == "projector",

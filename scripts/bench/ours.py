@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import mmsft
 from mmsft.noise import quiet_libraries
 from mmsft.run import Run
-from scripts.bench.workloads import ALPHA, ASKED, MICRO, PADDED_ROWS, QUESTIONS, RANK, TOKENS, Job, Track, learning
+from scripts.bench.workloads import ALPHA, MICRO, QUESTIONS, RANK, TOKENS, Job, Track, learning
 
 
 def main() -> None:
@@ -84,9 +84,7 @@ def config(job: Job) -> dict[str, Any]:
 
 def batch(job: Job) -> str:
     """Returns the size of a step."""
-    if job.problem.pictures:
-        return f"{ASKED} examples"
-    return f"{PADDED_ROWS} examples" if job.compared else f"{TOKENS} tokens"
+    return f"{job.examples} examples" if job.compared or job.problem.pictures else f"{TOKENS} tokens"
 
 
 def recipe(job: Job) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from scripts.bench.workloads import ASKED, PADDED_ROWS, Job, Track, learning
+from scripts.bench.workloads import Job, Track, learning
 
 
 class Recorder(TrainerCallback):
@@ -62,7 +62,7 @@ def arguments(job: Job) -> dict[str, Any]:
     return {
         "output_dir": job.out,
         "max_steps": job.steps,
-        "per_device_train_batch_size": ASKED // 2 if pictures else 1 if packed else PADDED_ROWS,
+        "per_device_train_batch_size": job.examples // 2 if pictures else 1 if packed else job.examples,
         "gradient_accumulation_steps": 2 if pictures else 1,
         "learning_rate": job.problem.lr,
         "lr_scheduler_type": "constant",

@@ -26,8 +26,8 @@ TOLD: Final = ("torch", "transformers", "trl", "peft", "accelerate", "datasets",
 Precision = Literal["bf16", "fp32"]
 PRECISIONS: Final[tuple[Precision, ...]] = ("bf16", "fp32")
 NAMES: Final = (*WORKLOADS, "D")
-ROUNDS: Final = 3
-STEPS: Final = 10
+ROUNDS: Final = 2
+STEPS: Final = 6
 COMPARED: Final = 20
 DATA: Final = (
     ("images", "images/s", tuple(READERS)),
@@ -143,7 +143,7 @@ def main(
     asked = chosen(precisions.split(","), PRECISIONS) if precisions else []
     jobs = plan(workloads, chosen(sides.split(";"), tuple(SIDES)), asked, steps, out)
     refuse_missing({SIDES[job.side].venv for job in jobs} | ({"peers"} if "D" in workloads else set()))
-    whole = not (only or sides or precisions) and (rounds, steps, compared) == (ROUNDS, STEPS, COMPARED)
+    whole = not (sides or precisions) and (rounds, steps, compared) == (ROUNDS, STEPS, COMPARED)
     from mmsft.noise import quiet_libraries
     from scripts.bench.parts import make_parts
 
@@ -166,8 +166,15 @@ def main(
         "data": bench.data(rounds) if "D" in workloads else [],
         "failed": bench.failed,
     }
-    write(results, out / ("results.json" if whole else "results-part.json"), bench.console)
+    write(results, out / f"{named(workloads, whole)}.json", bench.console)
     raise typer.Exit(1 if bench.failed else 0)
+
+
+def named(workloads: Sequence[str], whole: bool) -> str:
+    """Returns the name of the results: workloads may be measured one by one, and what is cut short overwrites none."""
+    if not whole:
+        return "results-part"
+    return "results" if len(workloads) == len(NAMES) else f"results-{'-'.join(workloads)}"
 
 
 def chosen(names: Sequence[str], known: Collection[N]) -> list[N]:

@@ -12,7 +12,7 @@ from trl.trainer.sft_trainer import SFTTrainer
 
 from scripts.bench.hf_trainer import load, messages
 from scripts.bench.recorder import Recorder, arguments
-from scripts.bench.workloads import ALPHA, PADDED_ROWS, RANK, TOKENS, Job
+from scripts.bench.workloads import ALPHA, RANK, TOKENS, Job
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def settings(job: Job) -> dict[str, Any]:
     asked["max_length"] = None if job.problem.pictures else TOKENS
     if job.compared and asked.pop("packing", False):
         # It packs a thousand rows at once, longest first. This is a packed step too, of the rows that the others have.
-        asked |= {"padding_free": True, "max_length": None, "per_device_train_batch_size": PADDED_ROWS}
+        asked |= {"padding_free": True, "max_length": None, "per_device_train_batch_size": job.examples}
     return asked
 
 

@@ -20,10 +20,13 @@ MICRO: Final = 1024
 """Tokens of mmsft's micro-batches, and most of a row: two make a step in half of the memory, and take no longer."""
 
 PADDED_ROWS: Final = 8
-"""Rows of a padded text step, at Alpaca's lengths about as many places as `TOKENS`; so have steps that are compared."""
+"""Rows of a padded text step, at Alpaca's lengths about as many places as `TOKENS`."""
 
 ASKED: Final = 16
 """Questions of a step about pictures."""
+
+COMPARED_PART: Final = 4
+"""Steps whose losses are compared have a fourth of the rows: there are many sides, and none is fast in fp32."""
 
 EPOCHS: Final = 4
 """How often the rows are written out for the peers, in mmsft's order, so that none begins anew within the steps."""
@@ -185,6 +188,12 @@ class Job:
     def model(self) -> str:
         """The folder that a peer loads."""
         return f"{self.parts}/{'llava' if self.problem.pictures else 'decoder'}"
+
+    @property
+    def examples(self) -> int:
+        """Rows of a step, where they aren't counted in tokens."""
+        whole = ASKED if self.problem.pictures else PADDED_ROWS
+        return whole // COMPARED_PART if self.compared else whole
 
     def rows(self) -> list[dict[str, Any]]:
         """Reads a peer's rows, in mmsft's order."""

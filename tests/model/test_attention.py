@@ -36,8 +36,8 @@ def states(tokens: int, heads: int = 4, key_heads: int = 2, width: int = 8, valu
     return draw(heads, width), draw(key_heads, width), draw(key_heads, value_width)
 
 
-def trees_of(segments: tuple[Segment, ...], size: int = 64) -> Trees:
-    return Trees(pack_of(segments), positions_of(segments), size)
+def trees_of(segments: tuple[Segment, ...], size: int = 64, long: int = 1024) -> Trees:
+    return Trees(pack_of(segments), positions_of(segments), size, long)
 
 
 def dense(
@@ -68,9 +68,7 @@ def test_blocks_give_what_a_dense_mask_gives_and_its_gradients(
     segments: tuple[Segment, ...], window: int | None, size: int, softcap: float | None, long: int
 ) -> None:
     inputs = states(segments[-1].end)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "LONG", long)
-        out = trees_of(segments, size).attend(*inputs, scale=0.8, window=window, softcap=softcap)
+    out = trees_of(segments, size, long).attend(*inputs, scale=0.8, window=window, softcap=softcap)
     expected = dense(*inputs, dense_mask(segments, window), 0.8, softcap)
     close(out, expected)
     weight = torch.randn_like(out)
@@ -186,10 +184,7 @@ def test_blocks_are_small_but_for_the_long_beginnings_of_threads_which_need_no_m
     segments: tuple[Segment, ...], window: int | None, size: int
 ) -> None:
     mask = dense_mask(segments, window)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "LONG", 4)
-        found = blocks(segments, size, window)
-    for block in found:
+    for block in blocks(segments, size, window, long=4):
         length = block.end - block.start
         own = mask[block.start : block.end, block.start : block.end]
         if block.long:
