@@ -11,11 +11,12 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Final, Literal
+from typing import IO, Any, Final, Literal
 
 from mmsft.errors import ConfigError, suggest
 
@@ -222,21 +223,49 @@ def _prepare_efficientnet(folder: Path) -> None:
 
 
 def _prepare_easy_vqa(folder: Path) -> None:
-    """Writes each split as LLaVA rows, one a question."""
+    """Writes each split as LLaVA rows, one a question, and the training rows once more with words for their picture."""
     for split in ("train", "test"):
         questions = json.loads((folder / split / "questions.json").read_text(encoding="utf-8"))
-        with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as out:
-            for number, (question, answer, image) in enumerate(questions):
-                row = {
-                    "id": f"{split}-{number}",
-                    "image": f"{split}/images/{image}.png",
-                    "type": question_type(question),
-                    "conversations": [
-                        {"from": "human", "value": f"<image>\n{question}"},
-                        {"from": "gpt", "value": answer},
-                    ],
-                }
-                out.write(json.dumps(row) + "\n")
+        rows = [_easy_vqa_row(split, number, *question) for number, question in enumerate(questions)]
+        _write_lines(folder / f"{split}.jsonl", rows)
+        if split == "train":
+            _write_lines(folder / "words.jsonl", _in_words(rows))
+
+
+def _easy_vqa_row(split: str, number: int, question: str, answer: str, image: int) -> dict[str, Any]:
+    return {
+        "id": f"{split}-{number}",
+        "image": f"{split}/images/{image}.png",
+        "type": question_type(question),
+        "conversations": [
+            {"from": "human", "value": f"<image>\n{question}"},
+            {"from": "gpt", "value": answer},
+        ],
+    }
+
+
+def _in_words(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yields rows that say ``blue rectangle`` in place of their picture, where its questions and answers tell so much."""
+    said: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if row["type"] != "yesno":
+            said[row["image"]].update(_words(row["conversations"][0]), _words(row["conversations"][1]))
+    for row in rows:
+        colours, shapes = COLOURS & said[row["image"]], SHAPES & said[row["image"]]
+        if colours and shapes:
+            asked, answered = row["conversations"]
+            told = asked["value"].replace("<image>", " ".join([*colours, *shapes]))
+            turns = [{**asked, "value": told}, answered]
+            yield {"id": f"{row['id']}-words", "type": row["type"], "conversations": turns}
+
+
+def _words(turn: dict[str, str]) -> list[str]:
+    return turn["value"].rstrip("?").split()
+
+
+def _write_lines(file: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with file.open("w", encoding="utf-8") as out:
+        out.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 def question_type(question: str) -> Literal["shape", "color", "yesno"]:
@@ -245,6 +274,12 @@ def question_type(question: str) -> Literal["shape", "color", "yesno"]:
         return "yesno"
     return "color" if "color" in question else "shape"
 
+
+SHAPES: Final = frozenset({"circle", "rectangle", "triangle"})
+"""What easy-VQA's pictures show, by its answers."""
+
+COLOURS: Final = frozenset({"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"})
+"""The colours of what they show."""
 
 TIMM_LITE0: Final = "tf_efficientnet_lite0"
 """timm's name of EfficientNet-Lite0; `efficientnet_lite0` takes the same weights, pads otherwise, and is wrong."""
@@ -278,6 +313,7 @@ ASSETS: Final = {
         licence="MIT",
         megabytes=3,
         prepare=_prepare_easy_vqa,
+        form=2,
     ),
     "llamafactory-data": Asset(
         package="llamafactory",

@@ -207,9 +207,30 @@ def test_easy_vqa_has_its_published_rows_each_with_type_and_picture() -> None:
         for row in rows:
             answers[row["type"]].add(row["conversations"][1]["value"])
         # The 13 answers fall apart into the three types: none is of two.
-        assert answers["shape"] == {"circle", "rectangle", "triangle"}
+        assert answers["shape"] == assets.SHAPES
         assert answers["yesno"] == {"yes", "no"}
-        assert answers["color"] == {"black", "blue", "brown", "gray", "green", "red", "teal", "yellow"}
+        assert answers["color"] == assets.COLOURS
+
+
+@pytest.mark.assets
+def test_easy_vqa_in_words_names_what_each_picture_shows_and_no_test_picture() -> None:
+    folder = fetched("easy-vqa")
+    pictured = {row["id"]: row for row in map(json.loads, (folder / "train.jsonl").open(encoding="utf-8"))}
+    told = [json.loads(line) for line in (folder / "words.jsonl").open(encoding="utf-8")]
+    assert len({row["id"] for row in told}) == len(told) == 31914
+    for row in told:
+        original = pictured[row["id"].removesuffix("-words")]
+        colour, shape = row["conversations"][0]["value"].splitlines()[0].split()
+        assert colour in assets.COLOURS
+        assert shape in assets.SHAPES
+        assert "image" not in row
+        assert row["conversations"][1] == original["conversations"][1]
+        if row["type"] != "yesno":
+            assert row["conversations"][1]["value"] == (colour if row["type"] == "color" else shape)
+        elif row["conversations"][0]["value"].endswith(
+            (f"a {shape}?", f"a {shape} in the image?", f"a {colour} shape?")
+        ):
+            assert row["conversations"][1]["value"] == ("no" if " not " in row["conversations"][0]["value"] else "yes")
 
 
 @pytest.mark.assets
