@@ -245,7 +245,7 @@ def _easy_vqa_row(split: str, number: int, question: str, answer: str, image: in
 
 
 def _in_words(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yields rows that say ``blue rectangle`` in place of their picture, where its questions and answers tell so much."""
+    """Yields rows that say ``blue rectangle`` for their picture, where its questions and answers tell so much."""
     said: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         if row["type"] != "yesno":

@@ -31,9 +31,8 @@ def test_the_demo_trains_scores_answers_and_says_what_to_do_next(
 ) -> None:
     needs_assets("smollm2-135m-instruct", "efficientnet-lite0", "easy-vqa")
     out = tmp_path / "demo"
-    short = [
-        f"stages.{stage}.{what}" for stage in ("words", "align", "instruct") for what in ("duration=1 step", "batch=4 examples")
-    ]
+    stages = ("words", "align", "instruct")
+    short = [f"stages.{stage}.{what}" for stage in stages for what in ("duration=1 step", "batch=4 examples")]
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(demo, "QUESTIONS", 12)
     monkeypatch.setattr(sys, "argv", ["demo.py", f"out={out}", "workers=0", *short])

@@ -7,6 +7,7 @@ from mmsft.config.origins import Origins
 from mmsft.config.reading import read_config
 from mmsft.config.recipe import RecipeConfig, SourceConfig, ValidationConfig
 from mmsft.config.run import (
+    Checkpointing,
     EvaluationConfig,
     FeaturesConfig,
     GroupConfig,
@@ -19,6 +20,7 @@ from mmsft.config.run import (
 from mmsft.config.values import Spec
 
 __all__ = [
+    "Checkpointing",
     "DecoderConfig",
     "EvaluationConfig",
     "FeaturesConfig",

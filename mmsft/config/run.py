@@ -81,6 +81,10 @@ class EvaluationConfig(Strict):
     patience: int | None = Field(default=None, ge=1)
 
 
+Checkpointing = Literal["none", "selective", "full"]
+"""Which decoder layers' activations are computed a second time instead of kept, from none to all."""
+
+
 class StageConfig(Strict):
     """One stage: what learns, on what, for how long.
 
@@ -95,7 +99,8 @@ class StageConfig(Strict):
         schedule: the learning rate over the stage.
         optimizer: AdamW's constants.
         clip: largest norm of the gradient, over all that learns; null = no clipping.
-        activation_checkpointing: compute the decoder's activations a second time instead of keeping them.
+        activation_checkpointing: which decoder layers' activations are computed a second time instead of kept: of every
+            layer (full), of every second one (selective: half the memory back for half the time), or of none.
         evaluate: validation loss on a schedule, the best checkpoint, early stopping.
         init_from: a run folder; what its last checkpoint holds, i.e. what learned there, is laid over the model as it
             is when the stage begins.
@@ -110,7 +115,7 @@ class StageConfig(Strict):
     schedule: ScheduleConfig = ScheduleConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     clip: float | None = Field(default=1.0, gt=0)
-    activation_checkpointing: bool = False
+    activation_checkpointing: Checkpointing = "none"
     evaluate: EvaluationConfig | None = None
     init_from: str | None = None
 

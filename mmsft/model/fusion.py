@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from mmsft.config import Checkpointing
 from mmsft.errors import AlignmentError, ConfigError, DataError
 from mmsft.model import attention, seq2seq
 from mmsft.model.attention import Trees
@@ -141,15 +142,23 @@ class MultimodalModel(nn.Module):
         """Returns the parts of the model with their sizes, and what of them learns."""
         return parts(self)
 
-    def checkpoint_activations(self, enabled: bool) -> None:
-        """Recomputes the decoder's activations in the backward pass instead of keeping them (non-reentrant)."""
-        if enabled:
-            if not self.decoder.supports_gradient_checkpointing:
-                name = type(self.decoder).__name__
-                raise ConfigError(f"activation_checkpointing: {name} can't do it; leave it out, or lower micro_batch")
-            self.decoder.activation_checkpointing_enable({"use_reentrant": False})
-        else:
+    def checkpoint_activations(self, which: Checkpointing) -> None:
+        """Computes activations of decoder layers anew in the backward pass instead of keeping them (non-reentrant).
+
+        Args:
+            which: of every layer (``full``), of every second one (``selective``), or of none from here on.
+
+        Raises:
+            ConfigError: the decoder's class can't do it.
+        """
+        if which == "none":
             self.decoder.activation_checkpointing_disable()
+            return
+        if not self.decoder.supports_gradient_checkpointing:
+            name = type(self.decoder).__name__
+            raise ConfigError(f"activation_checkpointing: {name} can't do it; leave it out, or lower micro_batch")
+        every = 2 if which == "selective" else 1
+        self.decoder.activation_checkpointing_enable({"use_reentrant": False}, every_n_layers=every)
 
     def find_attention(self) -> None:
         """Sets `packs` by comparing a pack with its threads; an empty model has nothing to compare, and is trusted.

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, get_args
 
-from mmsft.config import StageConfig
+from mmsft.config import Checkpointing, StageConfig
 from mmsft.duration import Duration
 from mmsft.errors import MmsftError, OutOfMemory
 from mmsft.model.fusion import MultimodalModel
@@ -116,8 +116,10 @@ class Forecaster:
             room: bytes.
         """
         kept = [stage]
-        if not stage.activation_checkpointing and self._simulation.model.decoder.supports_gradient_checkpointing:
-            kept.append(stage.model_copy(update={"activation_checkpointing": True}))
+        if self._simulation.model.decoder.supports_gradient_checkpointing:
+            ways_of_keeping = get_args(Checkpointing)  # from all activations to the fewest
+            less = ways_of_keeping[ways_of_keeping.index(stage.activation_checkpointing) + 1 :]
+            kept += [stage.model_copy(update={"activation_checkpointing": which}) for which in less]
         ways = []
         for changed in kept:
             if changed is not stage:
@@ -147,7 +149,7 @@ class Forecaster:
         if changed.micro_batch != stage.micro_batch:
             settings.append(f"stages.{stage.name}.micro_batch='{changed.micro_batch}'")
         if changed.activation_checkpointing != stage.activation_checkpointing:
-            settings.append(f"stages.{stage.name}.activation_checkpointing=true")
+            settings.append(f"stages.{stage.name}.activation_checkpointing={changed.activation_checkpointing}")
         return Way(tuple(settings), peak)
 
 

@@ -27,7 +27,10 @@ PARTS: Final = ("weights", "weights in 16 bits", "gradients", "optimiser", "acti
 
 _aten = torch.ops.aten
 _KERNELS: Final[Mapping[Any, Any]] = {
-    # Torch counts those of a GPU only; the arguments that count stand at the same places.
+    # Torch counts none that add to what is there,
+    _aten.addmm_: flop_registry[_aten.addmm],
+    _aten.baddbmm_: flop_registry[_aten.baddbmm],
+    # and of these those of a GPU only; the arguments that count stand at the same places.
     _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
         _aten._scaled_dot_product_flash_attention_backward

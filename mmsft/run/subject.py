@@ -33,7 +33,7 @@ _ALL: Final = 2**40
 """Tokens of a micro-batch that holds everything."""
 _FEWEST: Final = 3
 """Rows that are taken however long they are."""
-_MOST: Final = 12
+_MOST: Final = 8
 """Rows that are taken however short they are: each goes through the model by itself, too."""
 
 

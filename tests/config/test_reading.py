@@ -75,7 +75,7 @@ def test_a_name_used_twice_is_reported_beside_a_mistake_inside_the_list() -> Non
         ("1 epoch", "1 epoch\n    optimizer: {betas: [0, 0, 0]}", "betas: has 3 entries; give it at most 2"),
         ("1 epoch", "1 epoch\n    schedule: {floor: 1.5}", "schedule.floor: should be 1 or less, got 1.5"),
         ("1 epoch", "1 epoch\n    schedule: {decay: cos}", "'linear' or 'constant', got 'cos' (did you mean 'cosine'"),
-        ("1 epoch", "1 epoch\n    activation_checkpointing: maybe", "should be true or false, got 'maybe'"),
+        ("1 epoch", "1 epoch\n    activation_checkpointing: selectiv", "got 'selectiv' (did you mean 'selective'"),
         ("1 epoch", "1 epoch\n    evaluate: {every: 5 steps}", "stages.align.evaluate: validation loss needs rows"),
         ("{towers.image.adapter: {lr: 1e-3}}", "{}", "stages.align.train: has no entries; give it 1 or more"),
         ("{towers.image.adapter: {lr: 1e-3}}", "[a]", "stages.align.train: should be a mapping, this is a list"),

@@ -1,8 +1,8 @@
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from transformers import (
     GraniteForCausalLM,
     PreTrainedModel,
 )
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mmsft.adapters import Linear
 from mmsft.errors import AlignmentError, DataError
@@ -162,8 +163,8 @@ def granite() -> PreTrainedModel:
     return GraniteForCausalLM(GraniteConfig(**tiny_sizes(), logits_scaling=4.0))
 
 
-def gpt2() -> PreTrainedModel:
-    return GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=2, n_head=4, n_positions=64))
+def gpt2(layers: int = 2) -> PreTrainedModel:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=50, n_embd=16, n_layer=layers, n_head=4, n_positions=64))
 
 
 def falcon() -> PreTrainedModel:
@@ -236,7 +237,8 @@ def test_a_batch_without_targets_gives_no_losses() -> None:
     assert model(batch_of([Row([1, 5, 6], learn_from=3)])).shape == (0,)
 
 
-def test_activation_checkpointing_changes_no_gradient_of_the_projector(tmp_path: Path) -> None:
+@pytest.mark.parametrize("which", ["selective", "full"])
+def test_activation_checkpointing_changes_no_gradient_of_the_projector(tmp_path: Path, which: Any) -> None:
     model = llava_like(tmp_path).train()
     model.decoder.requires_grad_(False)
     batch = batch_of(mixed_rows())
@@ -247,10 +249,19 @@ def test_activation_checkpointing_changes_no_gradient_of_the_projector(tmp_path:
         return [parameter.grad.clone() for parameter in model.towers.parameters() if parameter.grad is not None]
 
     plain = gradients()
-    model.checkpoint_activations(True)
+    model.checkpoint_activations(which)
     checkpointed = gradients()
     assert plain
     assert all(torch.equal(one, other) for one, other in zip(plain, checkpointed, strict=True))
+
+
+@pytest.mark.parametrize("make", [lambda: llama(num_hidden_layers=5), lambda: gpt2(layers=5)], ids=["llama", "gpt2"])
+def test_which_layers_are_computed_a_second_time(make: Callable[[], PreTrainedModel]) -> None:
+    model = MultimodalModel(make())
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for which, expected in (("selective", [True, False] * 2 + [True]), ("full", [True] * 5), ("none", [False] * 5)):
+        model.checkpoint_activations(cast(Any, which))
+        assert [layer.gradient_checkpointing for layer in layers] == expected
 
 
 def test_parts_count_what_learns_and_what_is_frozen() -> None:

@@ -212,7 +212,7 @@ def test_models_that_were_built_from_one_config_do_not_disturb_each_other() -> N
     expected = gradients(packing, lambda: None)
     packing.zero_grad()
     # Activations that are recomputed ask for the attention again, in the backward pass.
-    packing.checkpoint_activations(True)
+    packing.checkpoint_activations("full")
     assert torch.equal(gradients(packing, lambda: padding(batch_of([Row([1, 5, 6])]))), expected)
     assert padding.decoder.config._attn_implementation == "sdpa"
     assert config._attn_implementation == "sdpa"

@@ -247,13 +247,14 @@ def test_towers_beside_an_encoder_decoder_are_refused_in_an_export(tmp_path: Pat
         export_hf(ours, tokenizer("t5"), TEMPLATE, [batch_of("t5", ROWS)], tmp_path / "out")
 
 
+@pytest.mark.parametrize("which", ["selective", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_activation_checkpointing_changes_no_gradient(family: str) -> None:
+def test_activation_checkpointing_changes_no_gradient(family: str, which: Any) -> None:
     ours = ready(model(family, dropout_rate=0.0) if family != "bart" else model(family, dropout=0.0)).train()
     batch = batch_of(family, ROWS)
     plain = ours(batch).sum()
     expected = gradients(plain, ours)
-    ours.checkpoint_activations(True)
+    ours.checkpoint_activations(which)
     again = ours(batch).sum()
     alike([again, *gradients(again, ours)], [plain, *expected])
 

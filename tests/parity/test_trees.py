@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mmsft.adapters import Mlp2xGelu
-from mmsft.config import LoraConfig
+from mmsft.config import Checkpointing, LoraConfig
 from mmsft.data.media_reader import Loaded, MediaReader
 from mmsft.data.tree import join
 from mmsft.modalities import Clip
@@ -170,17 +170,18 @@ def test_lora_learns_in_trees_what_it_learns_in_threads(lab: Lab) -> None:
     assert all("lora_" in name for name in together.gradients)
 
 
+@pytest.mark.parametrize("which", ["selective", "full"])
 @pytest.mark.parametrize("size", [4, 64])
-def test_recomputed_activations_learn_the_same(lab: Lab, size: int) -> None:
+def test_recomputed_activations_learn_the_same(lab: Lab, size: int, which: Checkpointing) -> None:
     trees = lab.pictured()
     kept = lab.apart(trees)
     lab.model.train()
-    lab.model.checkpoint_activations(True)
+    lab.model.checkpoint_activations(which)
     try:
         with blocks_of(size):
             recomputed = lab.learned(trees)
     finally:
-        lab.model.checkpoint_activations(False)
+        lab.model.checkpoint_activations("none")
         lab.model.eval()
     assert difference(recomputed, kept) < EXACT
 

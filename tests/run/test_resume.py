@@ -34,7 +34,7 @@ def test_what_decides_no_weight_may_change_between_the_parts_of_a_run(lab: Lab) 
     run_in_parts.close()
     recipe = lab.recipe()
     recipe["sources"][0] |= {"licence": "CC0", "tags": [], "media_root": str(lab.folder)}
-    changed = lab.stage(recipe=recipe, micro_batch="160 tokens", activation_checkpointing=True)
+    changed = lab.stage(recipe=recipe, micro_batch="160 tokens", activation_checkpointing="selective")
     assert [step.number for step in finish(lab.run("a", [changed], workers=1))] == [3, 4]
 
 

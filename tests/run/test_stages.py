@@ -235,10 +235,11 @@ def test_bf16_computes_under_autocast_and_keeps_weights_in_fp32(lab: Lab) -> Non
     assert all(value.dtype == torch.float32 for value in tensors_of(rough.folder).values())
 
 
-def test_activation_checkpointing_changes_nothing(lab: Lab) -> None:
+@pytest.mark.parametrize("which", ["selective", "full"])
+def test_activation_checkpointing_changes_nothing(lab: Lab, which: str) -> None:
     train = {"decoder.lora": {"lr": 1e-3}, "decoder": {"lr": 1e-3}}
     plain = lab.run("plain", [lab.stage(train=train)])
-    checkpointed = lab.run("saving", [lab.stage(train=train, activation_checkpointing=True)])
+    checkpointed = lab.run("saving", [lab.stage(train=train, activation_checkpointing=which)])
     finish(plain)
     *_, (_, _, assistant) = execute(checkpointed)
     assert assistant.model.decoder.is_gradient_checkpointing
