@@ -68,6 +68,15 @@ class Clock:
         self._marked = record_function(f"phase: {phase}")  # as the trace shows it
         self._marked.__enter__()
 
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Leaves out what is done inside: the profile's own work."""
+        self.switch(self._phase)
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter()
+
     def lap(self) -> dict[str, float]:
         """Returns the seconds of a step that is over, and begins anew."""
         seconds, self.seconds = self.seconds, dict.fromkeys(PHASES, 0.0)
@@ -208,8 +217,9 @@ def train_profiled(
                 # What the caller does between the steps is in the time of the next one: the last may never ask for it.
                 clock.switch("between steps")
                 found.laps.append(clock.lap())
-                found.write()
-                step_is_over()
+                with clock.stopped():
+                    found.write()
+                    step_is_over()
                 yield step
     finally:
         noted.remove()

@@ -12,7 +12,7 @@ import pytest
 from mmsft import cli
 from mmsft.errors import ConfigError, Diverged
 from mmsft.run import execute
-from mmsft.run.profile import PHASES
+from mmsft.run.profile import PHASES, Profile
 from mmsft.train import loop
 from tests.makers import Lab, finish, losses
 
@@ -34,6 +34,18 @@ def test_each_phase_is_timed_and_together_they_are_the_steps(lab: Lab) -> None:
     assert 6 * sum(told["seconds"].values()) < elapsed * 1.5  # the mean leaves the first, slow step out
     text = (folder / "profile.txt").read_text()
     assert all(phase in text for phase in PHASES)
+
+
+def test_the_profiles_own_work_is_in_no_phase(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Profile.write
+
+    def slowly(self: Profile) -> None:
+        time.sleep(0.5)
+        write(self)
+
+    monkeypatch.setattr(Profile, "write", slowly)
+    told = json.loads((profiled(lab) / "profile.json").read_text())
+    assert told["seconds"]["between steps"] < 0.4
 
 
 def test_memory_is_told_by_part(lab: Lab) -> None:

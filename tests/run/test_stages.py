@@ -1,3 +1,4 @@
+import gc
 import json
 import math
 import resource
@@ -245,6 +246,22 @@ def test_activation_checkpointing_changes_nothing(lab: Lab, which: str) -> None:
     assert assistant.model.decoder.is_gradient_checkpointing
     assert losses(plain.folder) == losses(checkpointed.folder)
     assert weights(plain.folder) == weights(checkpointed.folder)
+
+
+def test_what_a_stage_took_is_given_back_when_the_next_one_begins(lab: Lab) -> None:
+    both = {"towers.image.adapter": {"lr": 1e-3}, "decoder.lora": {"lr": 1e-3}}
+    stages = [lab.stage("both", train=both), lab.stage("align")]
+    gc.collect()
+    gc.disable()  # it is given back at once, not when the collector comes by
+    try:
+        for stage, _, assistant in execute(lab.run("a", stages)):
+            alive = [it for it in gc.get_objects() if isinstance(it, torch.optim.Optimizer) and it.state]
+            held = [name for name, it in named_parameters(assistant.model).items() if it.grad is not None]
+            assert len(alive) == 1
+            if stage.name == "align":
+                assert not [name for name in held if not name.startswith("towers.image.adapter")]
+    finally:
+        gc.enable()
 
 
 def test_text_only_goes_through_the_same_loop(lab: Lab) -> None:
