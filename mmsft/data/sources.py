@@ -1,16 +1,20 @@
-"""Files of rows: JSONL, a JSON array or Parquet, told apart by their first bytes and read lazily."""
+"""Files of rows, told apart by their first bytes and read lazily; and folders and patterns of them."""
 
 import codecs
+import json
 from pathlib import Path
-from typing import Protocol
 
+from mmsft.data.arrow import MAGIC, ArrowRows
+from mmsft.data.delimited import DELIMITERS, open_delimited
 from mmsft.data.files import RandomFile
+from mmsft.data.folders import open_folder, open_pattern
 from mmsft.data.jsonarray import find_elements
 from mmsft.data.jsonlines import find_lines
 from mmsft.data.jsonrows import JsonRows
+from mmsft.data.objects import open_object
 from mmsft.data.parquet import ParquetRows
+from mmsft.data.rows import Rows
 from mmsft.errors import ConfigError, DataError, suggest
-from mmsft.types import Record
 
 _HEAD = 1 << 16
 _LINE_SUFFIXES = (".jsonl", ".ndjson")
@@ -20,42 +24,41 @@ _FOREIGN = {
     b"BZh": "bzip2-compressed; decompress it with bunzip2",
     b"\xfd7zXZ": "xz-compressed; decompress it with unxz",
     b"PK\x03\x04": "a zip archive; unpack it",
-    b"ARROW1": "an Arrow file; save it as Parquet (Dataset.to_parquet)",
     codecs.BOM_UTF16_LE: "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8",
     codecs.BOM_UTF16_BE: "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8",
 }
 
 
-class Rows(Protocol):
-    """The rows of one source: a sequence that can be pickled and reads a row when it is asked for."""
+def open_rows(path: Path, split: str | None = None) -> Rows:
+    """Opens rows; only their places are read.
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Record:
-        """Reads a row.
-
-        Raises:
-            DataError: this row can't be read; the others can.
-        """
-        ...
-
-    def row_id(self, index: int) -> str:
-        """Returns the row's name in errors, e.g. ``mix.jsonl:1734``, counted from 1; also of a broken row."""
-        ...
-
-
-def open_rows(path: Path) -> Rows:
-    """Opens a file of rows; only their places are read.
+    Args:
+        path: a file, a folder, or a pattern of files.
+        split: of a folder with several.
 
     Raises:
-        ConfigError: no such file, or not one of the three types.
-        DataError: the file is empty, cut off, or not a list of rows.
+        ConfigError: no such file, or not one of the types that are known.
+        DataError: a file is empty, cut off, or not a list of rows.
     """
+    if path.is_dir():
+        return open_folder(path, split, _open_file)
+    if split is not None:
+        raise ConfigError(f"{path}: is no folder of splits; leave `split` out")
+    if "*" in path.name or "?" in path.name:
+        return open_pattern(path, _open_file)
+    return _open_file(path)
+
+
+def _open_file(path: Path) -> Rows:
     _check_is_file(path)
     file = RandomFile(path)
     head = file.read(0, min(_HEAD, file.size))
     if head.startswith(b"PAR1"):
         rows: Rows = ParquetRows(path)
+    elif head.startswith(MAGIC) or path.suffix.lower() == ".arrow":
+        rows = ArrowRows(path)
+    elif path.suffix.lower() in DELIMITERS:
+        rows = open_delimited(file, _begin(head))
     else:
         rows = _open_json(file, head)
     if not len(rows):
@@ -64,8 +67,6 @@ def open_rows(path: Path) -> Rows:
 
 
 def _check_is_file(path: Path) -> None:
-    if path.is_dir():
-        raise ConfigError(f"{path}: is a folder; name one JSONL, JSON or Parquet file in it")
     if not path.is_file():
         near = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         where = suggest(path.name, near) if near else f"; the folder {path.parent.absolute()} doesn't exist either"
@@ -77,7 +78,7 @@ def _open_json(file: RandomFile, head: bytes) -> Rows:
     for mark, meaning in _FOREIGN.items():
         if head.startswith(mark):
             raise ConfigError(f"{file.path}: is {meaning}")
-    start = len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
+    start = _begin(head)
     text = head[start:].lstrip()
     if not text and file.size <= len(head):
         raise DataError(f"{file.path}: is empty ({file.size} bytes); write or fetch it again")
@@ -85,18 +86,31 @@ def _open_json(file: RandomFile, head: bytes) -> Rows:
         return JsonRows(file, find_elements(file, head.index(b"[", start)))
     if not text.startswith(b"{") and file.path.suffix.lower() not in _LINE_SUFFIXES:
         raise ConfigError(
-            f"{file.path}: begins with {text[:20]!r}; a source is JSONL, a JSON array of objects, or Parquet"
+            f"{file.path}: begins with {text[:20]!r}; a source is JSONL, a JSON array of objects, Parquet, Arrow, or a "
+            ".csv or .tsv file"
         )
-    _check_is_lines(file, text)
-    return JsonRows(file, find_lines(file, start))
+    if _spans_lines(text):
+        return open_object(file)
+    rows = JsonRows(file, find_lines(file, start))
+    return open_object(file) if len(rows) == 1 and _holds_rows(file) else rows
 
 
-def _check_is_lines(file: RandomFile, text: bytes) -> None:
-    """Refuses one pretty-printed object, of which each line would count as a broken row."""
+def _begin(head: bytes) -> int:
+    """Returns where the text begins, after a byte order mark."""
+    return len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
+
+
+def _spans_lines(text: bytes) -> bool:
+    """Tells one pretty-printed object, of which each line would count as a broken row."""
     first, _, rest = text.partition(b"\n")
     following = rest.lstrip()
-    if first.rstrip().endswith((b"{", b"[", b",")) and following and not following.startswith(b"{"):
-        raise DataError(
-            f"{file.path}: is one JSON object over several lines; write an array of rows, `[{{...}}, {{...}}]`, "
-            "or one row a line"
-        )
+    return first.rstrip().endswith((b"{", b"[", b",")) and bool(following) and not following.startswith(b"{")
+
+
+def _holds_rows(file: RandomFile) -> bool:
+    """Tells a file of one line that is an object with rows inside from one that is a row."""
+    try:
+        value = json.loads(file.read(0, file.size).decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and (isinstance(value.get("Instances"), list) or isinstance(value.get("data"), dict))
