@@ -95,6 +95,10 @@ class Tokenizer:
             return self._plain(self._stop + text)[1:]
         return self._anchored(self._plain, text)
 
+    def count(self, text: str) -> int:
+        """Returns how many tokens a text has at the beginning of a sequence."""
+        return len(self.text(text))
+
     def reply(self, text: str) -> list[int]:
         """Returns the ids of what a model says after some text: nothing merges with that, no space is put before it."""
         return self.text(text, after="text")

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -116,6 +116,17 @@ def check_picture(file: File) -> None:
     """
     with _opened(file):
         pass
+
+
+def picture_size(file: File) -> tuple[int, int]:
+    """Returns a picture's width and height in pixels, upright as its EXIF data has it, from its header.
+
+    Raises:
+        DataError: as of `check_picture`.
+    """
+    with _opened(file) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def read_picture(file: File) -> Image.Image:

@@ -65,6 +65,7 @@ class Turn:
         reasoning: the thinking before an assistant's answer, which templates render apart from it.
         tool_calls: the functions that an assistant turn calls.
         name: the function that a tool turn answers for.
+        rank: of an answer among several to one prompt: 0 is the best; None = they aren't compared.
     """
 
     role: Role
@@ -74,6 +75,7 @@ class Turn:
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
+    rank: int | None = None
 
     @property
     def text(self) -> str:
@@ -129,6 +131,17 @@ class Conversation:
         parents = [self.parent(index) for index in range(len(self.turns))]
         leaves = sorted(set(range(len(parents))) - set(parents))
         return tuple(self._path(leaf, parents) for leaf in leaves)
+
+    def ranked_pairs(self) -> tuple[tuple[int, int], ...]:
+        """Returns (better, worse) of any two answers to one turn whose ranks differ, as turn indices."""
+        answers = [index for index, turn in enumerate(self.turns) if turn.rank is not None]
+        ranks = {index: self.turns[index].rank or 0 for index in answers}
+        return tuple(
+            (one, other)
+            for one in answers
+            for other in answers
+            if self.parent(one) == self.parent(other) and ranks[one] < ranks[other]
+        )
 
     @staticmethod
     def _path(leaf: int, parents: list[int]) -> tuple[int, ...]:

@@ -98,7 +98,7 @@ class Encoded:
         media: media in the order of their slots.
         source: number of the recipe's source it comes from.
         note: what the ledger is to say of how the row is used, or empty.
-        left_out: threads of the conversation that were too long.
+        left_out: threads of the conversation, or turns at the end of them, that are left out since they are too long.
         rows: ids of all conversations of which it is joined; empty = it is one. Their `id` then quotes the first few.
     """
 

@@ -10,7 +10,7 @@ from mmsft.types import Conversation, Record
 
 
 def alpaca(record: Record, row: str) -> Conversation:
-    """Reads ``{"instruction": "…", "input": "…", "output": "…"}``; also Dolly's ``context`` and ``response``.
+    """Reads ``{"instruction": "…", "input": "…", "output": "…"}``; also ms-swift's ``query`` and ``response``.
 
     The user says the instruction and, where there is one, the input on the next line; the words of Alpaca's own prompt
     are the chat template's matter. A ``history`` of [question, answer] pairs comes first, and is learned too.
@@ -18,8 +18,8 @@ def alpaca(record: Record, row: str) -> Conversation:
     Raises:
         DataError: the row isn't of this form.
     """
-    question = text(require(record, ("instruction", "prompt"), row), f"{row}: instruction")
-    more = find(record, ("input", "context"), row)
+    question = text(require(record, ("instruction", "prompt", "query"), row), f"{row}: instruction")
+    more = find(record, ("input",), row)
     if more is not None and text(more, f"{row}: input").strip():
         question = f"{question}\n{text(more, f'{row}: input')}"
     turns = [*_history(record, row), _turn("user", question)]

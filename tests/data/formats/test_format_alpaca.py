@@ -16,7 +16,7 @@ from tests.data.formats.rows import said
         ({"instruction": "Add.", "input": "", "output": "3"}, "Add."),
         ({"instruction": "Add.", "input": None, "output": 3}, "Add."),
         ({"instruction": "Add.", "input": 7, "output": "3"}, "Add.\n7"),
-        ({"instruction": "Add.", "context": "1, 2", "response": "3", "category": "qa"}, "Add.\n1, 2"),
+        ({"query": "Add.", "input": "1, 2", "response": "3"}, "Add.\n1, 2"),
     ],
 )
 def test_instruction_and_input_are_one_question(row: dict[str, Any], question: str) -> None:

@@ -1,0 +1,29 @@
+"""Dolly's format: an instruction, a context to it, the response, and a category."""
+
+from dataclasses import replace
+
+from mmsft.data.formats.dialogue import read_dialogue
+from mmsft.data.formats.fields import find, require, text
+from mmsft.types import Conversation, Record
+
+
+def dolly(record: Record, row: str) -> Conversation:
+    """Reads ``{"instruction": "…", "context": "…", "response": "…", "category": "closed_qa"}``.
+
+    The context follows the instruction on a line of its own, and an empty one is left out. The category becomes a tag,
+    whatever it is.
+
+    Raises:
+        DataError: the row isn't of this form.
+    """
+    question = text(require(record, ("instruction",), row), f"{row}: instruction")
+    context = find(record, ("context",), row)
+    if context is not None and (given := text(context, f"{row}: context")).strip():
+        question = f"{question}\n{given}"
+    turns = [
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": require(record, ("response",), row)},
+    ]
+    conversation = read_dialogue(record, row, turns)
+    category = find(record, ("category",), row)
+    return conversation if category is None else replace(conversation, tags={"category": text(category, row)})
