@@ -30,6 +30,10 @@ class DataError(MmsftError):
     exit_code = 2
 
 
+class LeftOut(DataError):
+    """A row that can be read, and that the recipe's rules leave out."""
+
+
 class AlignmentError(MmsftError):
     """Places kept for features and the features that arrived differ in number."""
 

@@ -1,10 +1,10 @@
 """A whole tiny run: decoder, tower, pictures, rows and a config, small enough to train in a second."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,12 +15,27 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from mmsft.assets import asset_path
+from mmsft.config import RecipeConfig
+from mmsft.data.mixture import Measures, Mixture
 from mmsft.errors import ConfigError
 from mmsft.run import Run, execute, load_run
 from mmsft.train.checkpoint import State, complete
 from mmsft.train.loop import Step
+from mmsft.types import Conversation
 from tests.data.conftest import byte_level
 from tests.model.tiny import clip_folder, llama_config
+
+
+class Said(NamedTuple):
+    """What a command line said, and its exit code."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Said]
+"""Runs a command line."""
 
 COLOURS = ("red", "green", "blue", "teal", "navy", "gray", "gold", "pink")
 """Each row asks for one; the picture of that colour shows it."""
@@ -119,6 +134,15 @@ class Lab:
 
     def run(self, out: str, stages: Sequence[Mapping[str, Any]] | None = None, **changes: Any) -> Run:
         return load_run(self.write(self.config(out, stages, **changes)))
+
+
+def opened(recipe: Mapping[str, Any]) -> Mixture:
+    """Opens a recipe; a text has as many tokens as words."""
+
+    def length(conversation: Conversation) -> int:
+        return sum(len(turn.text.split()) for turn in conversation.turns)
+
+    return Mixture(RecipeConfig.model_validate(recipe), Measures(lambda: lambda text: len(text.split()), length))
 
 
 def finish(run: Run) -> list[Step]:

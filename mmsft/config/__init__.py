@@ -4,8 +4,8 @@ from mmsft.config.dump import dump_config
 from mmsft.config.kinds import resolve_kind
 from mmsft.config.model import DecoderConfig, LoraConfig, ModelConfig, TowerConfig
 from mmsft.config.origins import Origins
-from mmsft.config.reading import read_config
-from mmsft.config.recipe import RecipeConfig, SourceConfig, ValidationConfig
+from mmsft.config.reading import is_recipe, read_config, read_recipe
+from mmsft.config.recipe import MixConfig, RecipeConfig, SourceConfig, TemplatesConfig, ValidationConfig
 from mmsft.config.run import (
     Checkpointing,
     EvaluationConfig,
@@ -26,6 +26,7 @@ __all__ = [
     "FeaturesConfig",
     "GroupConfig",
     "LoraConfig",
+    "MixConfig",
     "ModelConfig",
     "OptimizerConfig",
     "Origins",
@@ -36,9 +37,12 @@ __all__ = [
     "SourceConfig",
     "Spec",
     "StageConfig",
+    "TemplatesConfig",
     "TowerConfig",
     "ValidationConfig",
     "dump_config",
+    "is_recipe",
     "read_config",
+    "read_recipe",
     "resolve_kind",
 ]

@@ -13,10 +13,12 @@ from mmsft.data.seq2seq import Sides, joined
 from mmsft.data.strand import CONTEXT, Credit, Strand
 from mmsft.data.template import ChatTemplate
 from mmsft.data.tokens import Tokenizer
-from mmsft.errors import ConfigError, DataError
+from mmsft.data.trim import trimmed
+from mmsft.errors import ConfigError, DataError, LeftOut, MmsftError
 from mmsft.types import Conversation, Encoded, Media, Text, Turn
 
 Learn: TypeAlias = Literal["assistant", "completion", "all", "span"]
+OverLong: TypeAlias = Literal["trim", "drop", "error"]
 
 MARKER: Final = "<answer>"
 """With ``learn: span``, an assistant's turn is learned from behind this."""
@@ -42,11 +44,17 @@ class _Draft(NamedTuple):
     note: str
 
 
-class TooLong(DataError):
+class TooLong(LeftOut):
     """A thread has more tokens than the recipe's `length`."""
 
 
-class NothingToLearn(DataError):
+class Unfit(MmsftError):
+    """A thread has more tokens than the recipe's `length`, and the recipe says that none may."""
+
+    exit_code = 2
+
+
+class NothingToLearn(LeftOut):
     """No turn of the conversation is learned."""
 
 
@@ -68,6 +76,8 @@ class ChatEncoder:
         template: how conversations are written.
         learn: the ``assistant``'s turns, its last one (``completion``), ``all`` text, or the ``span`` behind `MARKER`.
         length: most tokens of a thread.
+        too_long: what becomes of a thread that is longer: ``trim`` its last turns, ``drop`` it, or stop with an
+            ``error``.
         template_kwargs: the recipe's variables for the template; a row's own come on top.
         slots: what a medium occupies among the tokens.
         data_tokens: added tokens that rows may use, ``decoder.new_tokens``, except for those that the template or the
@@ -79,6 +89,7 @@ class ChatEncoder:
     template: ChatTemplate
     learn: Learn = "assistant"
     length: int = 2048
+    too_long: OverLong = "drop"
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     slots: Callable[[Media], Layout] = no_tower
     data_tokens: tuple[str, ...] = ()
@@ -96,9 +107,11 @@ class ChatEncoder:
     def encode(self, conversation: Conversation, source: int = 0) -> Encoded:
         """Returns the conversation's tokens and what is learned of them, each turn in the first thread that has it.
 
-        Of several threads those that have more than `length` tokens are left out, and the row's note says so.
+        Of several threads those that have more than `length` tokens are left out, or lose their last turns with
+        ``too_long: trim``, and the row's note says so.
 
         Raises:
+            Unfit: a thread has more than `length` tokens, with ``too_long: error``.
             TooLong: each thread has more than `length` tokens.
             NothingToLearn: no turn is learned.
             DataError: the template refuses the conversation, loses a part of it, or breaks the prefix rule.
@@ -248,6 +261,18 @@ class ChatEncoder:
     def _finished(self, draft: _Draft, source: int) -> Encoded:
         id = draft.conversation.id
         threads, long = self._encoded(draft, source)
+        notes: list[str] = []
+        cut = 0
+        if long and self.too_long == "error":
+            raise Unfit(f"{next(iter(long.values()))}, or set too_long to trim or drop")
+        if long and self.too_long == "trim":
+            whole = draft.conversation
+            kept = trimmed(whole, {thread.path: thread.turns for thread in long}, self._fits)
+            cut = len(whole.turns) - len(kept.turns)
+            if cut:
+                notes = [f"its last turns are left out, {cut} of {len(whole.turns)}: {next(iter(long.values()))}"]
+                draft = self._draft(kept)
+                threads, long = self._encoded(draft, source)
         left_out = dict(long)
         while long:
             # What stood in a thread that is too long may be learned in another one.
@@ -258,12 +283,15 @@ class ChatEncoder:
             raise next(iter(left_out.values()), None) or NothingToLearn(
                 f"{id}: nothing to learn with learn: {self.learn}; it takes an assistant turn with a weight above 0"
             )
-        notes = [draft.note] if draft.note else []
+        notes += [draft.note] if draft.note else []
         if left_out:
             count = f"{len(left_out)} of {len(left_out) + len(threads)} threads too long, the others are learned from"
             notes.append(f"{count}; the first: {next(iter(left_out.values()))}")
         encoded = tree.join(threads)
-        return replace(encoded, note="; ".join(notes), left_out=len(left_out)) if notes else encoded
+        return replace(encoded, note="; ".join(notes), left_out=len(left_out) + cut) if notes else encoded
+
+    def _fits(self, conversation: Conversation) -> bool:
+        return not self._encoded(self._draft(conversation), 0)[1]
 
     def _encoded(self, draft: _Draft, source: int) -> tuple[list[Encoded], dict[_Thread, TooLong]]:
         """Returns a draft's threads as tokens, and those that are too long."""

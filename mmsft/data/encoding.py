@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from mmsft.data import tree
-from mmsft.data.chat import ChatEncoder, NothingToLearn, TooLong
+from mmsft.data.chat import ChatEncoder
 from mmsft.data.collate import collate, pack
 from mmsft.data.ledger import Entry, Fate
 from mmsft.data.media_reader import Kept, Loaded, MediaReader
@@ -18,7 +18,7 @@ from mmsft.data.mixture import Mixture
 from mmsft.data.pack import bins, cut, deal, filled, padded
 from mmsft.data.prefix import prefixes
 from mmsft.data.seq2seq import by_prompt, shape
-from mmsft.errors import DataError
+from mmsft.errors import DataError, LeftOut
 from mmsft.types import Batch, Conversation, Encoded, Ints, Media
 
 
@@ -73,6 +73,7 @@ class Work:
     Attributes:
         micro: micro-batches.
         used: rows that are learned from.
+        trimmed: those of them of which something is too long and left out.
         entries: lines for the ledger: rows that can't be, and how rows are used otherwise than one would think.
         tokens: that the model reads, padding not counted.
         spared: tokens that it needn't read, since rows share them.
@@ -81,6 +82,7 @@ class Work:
 
     micro: list[Batch] = field(default_factory=list)
     used: int = 0
+    trimmed: int = 0
     entries: list[Entry] = field(default_factory=list)
     tokens: int = 0
     spared: int = 0
@@ -173,8 +175,12 @@ class Encoding:
         for member in members:
             if member.first and member.row in failed:
                 work.entries.append(failed[member.row])
-            elif member.first and (told is None or member.row < told) and (note := encoded[member.row].note):
-                work.entries.append(Entry(mixture.row_id(pairs[member.row]), "used", note))
+            elif member.first:
+                row = encoded[member.row]
+                work.trimmed += row.left_out > 0
+                if row.note and (told is None or member.row < told):
+                    fate: Fate = "trimmed" if row.left_out else "used"
+                    work.entries.append(Entry(mixture.row_id(pairs[member.row]), fate, row.note))
         for some in mine:
             kept = [left for part in some if (left := self._without(part, failed))]
             if kept:
@@ -308,6 +314,6 @@ def _checksum(pairs: Ints, parts: Sequence[Part], dealt: Sequence[Sequence[Seque
 
 def lost(row: str, error: DataError) -> Entry:
     """Books a row that can't be learned from; modalities and templates don't know whose row they fail on."""
-    fate: Fate = "dropped" if isinstance(error, TooLong | NothingToLearn) else "failed"
+    fate: Fate = "dropped" if isinstance(error, LeftOut) else "failed"
     reason = str(error)
     return Entry(row, fate, reason if row in reason else f"{row}: {reason}")

@@ -31,6 +31,7 @@ class StepData:
         micro: micro-batches; at least one, if need be one without targets.
         entries: lines for the ledger, on rows of the share.
         used: rows of the share that are learned from.
+        trimmed: those of them of which something was too long and is left out.
         weight: sum of the target weights in `micro`.
         targets: number of targets in `micro`.
         tokens: number of tokens in `micro`, padding not counted.
@@ -47,6 +48,7 @@ class StepData:
     targets: int
     tokens: int
     spared: int
+    trimmed: int = 0
     division: int = 0
 
     def pin_memory(self) -> "StepData":
@@ -93,13 +95,13 @@ class Steps(Dataset[StepData]):
         if every.unit == "steps":
             return (number + 1) % int(every.value) == 0
         first, last = self.bounds(number)
-        rows = every.value * len(self.mixture.train)
+        rows = every.value * self.mixture.epoch
         return int(first // rows) < int(last // rows)
 
     @cached_property
     def order(self) -> Order:
         """The order of the rows."""
-        return order_of(self.mixture, self.seed)
+        return self.mixture.order(self.seed)
 
     def __getitem__(self, number: int) -> StepData:
         first, last = self.bounds(number)
@@ -107,7 +109,7 @@ class Steps(Dataset[StepData]):
         groups = self.mixture.groups
         together = rows if groups is None else groups[rows]
         # How a row is used is told in the first epoch: later ones would only say it again.
-        told = max(0, len(self.mixture.train) - first)
+        told = max(0, self.mixture.epoch - first)
         work = self.encoding.work(self.mixture, self.mixture.train[rows], together.tolist(), self.share, told)
         micro = tuple(work.micro) or (_nothing(self.encoding),)
         return StepData(
@@ -120,13 +122,9 @@ class Steps(Dataset[StepData]):
             targets=sum(len(batch.targets.token) for batch in micro),
             tokens=work.tokens,
             spared=work.spared,
+            trimmed=work.trimmed,
             division=work.division,
         )
-
-
-def order_of(mixture: Mixture, seed: int) -> Order:
-    """Returns the order in which a mixture's rows are trained on."""
-    return Order(seed, len(mixture.train), mixture.groups)
 
 
 class Sample(NamedTuple):

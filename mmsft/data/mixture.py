@@ -1,136 +1,120 @@
-"""A recipe opened: the rows of all its sources, which are trained on and which are held out."""
+"""A recipe opened: the rows of all its sources, which are trained on, how often, and which are held out."""
 
+import copy
 import logging
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from mmsft import assets
-from mmsft.config import RecipeConfig, SourceConfig
-from mmsft.data.formats import FORMATS, Format, format_named
-from mmsft.data.formats.media_tags import media_in_columns
-from mmsft.data.media import resolve
-from mmsft.data.order import Numbers, permutation
+from mmsft.config import RecipeConfig, ValidationConfig
+from mmsft.config.values import source_name
+from mmsft.data.mix import Item, draws, whole
+from mmsft.data.order import Numbers, Order, permutation
 from mmsft.data.shared import beginning, group, key
-from mmsft.data.sources import Rows, open_rows
+from mmsft.data.source import Source, open_source, shown_by
 from mmsft.data.split import Drawn, draw
-from mmsft.errors import ConfigError, DataError, Problems, suggest
-from mmsft.types import Conversation, Ints, Media, Part, Record, Turn
+from mmsft.errors import ConfigError, DataError, Problems
+from mmsft.types import Conversation, Ints
 
 log = logging.getLogger(__name__)
 
+_MEASURED = 500
+"""Rows of a source from which its mean length is told."""
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """One of a recipe's sources, opened."""
 
-    name: str
-    config: SourceConfig
-    rows: Rows
-    format: Format
-    root: Path
+@dataclass(frozen=True)
+class Measures:
+    """What a recipe's mixture may ask of the tokenizer, which is loaded when it does.
 
-    def conversation(self, row: int) -> Conversation:
-        """Reads a row; its media refs become absolute paths or bytes.
+    Attributes:
+        count: returns what counts a text's tokens.
+        length: tokens of a conversation.
+    """
 
-        Raises:
-            DataError: the row can't be read, isn't in the format, or a medium isn't where it should be.
-        """
-        conversation = self.written(row)
-        row_id = self.rows.row_id(row)
-        return replace(conversation, turns=tuple(self._locate(turn, row_id) for turn in conversation.turns))
+    count: Callable[[], Callable[[str], int]]
+    length: Callable[[Conversation], int]
 
-    def written(self, row: int) -> Conversation:
-        """Reads a row; its media refs stay as they are written.
 
-        Raises:
-            DataError: the row can't be read, or isn't in the format.
-        """
-        record = self.rows[row]
-        conversation = self.format(record, self.rows.row_id(row))
-        tags = {name: str(record[name]) for name in self.config.tags if name in record}
-        return replace(conversation, tags={**conversation.tags, **tags})
+@dataclass
+class _Leaf:
+    """A source of the recipe or of one nested in it.
 
-    def media(self, row: int) -> Sequence[Media]:
-        """Reads a row's media as they are written; where its columns name them all, without reading the turns.
+    Attributes:
+        number: of the source.
+        rows: [n] of it that are trained on.
+    """
 
-        Raises:
-            DataError: the row can't be read, or isn't in the format.
-        """
-        row_id = self.rows.row_id(row)
-        listed = media_in_columns(self.rows[row], row_id) if self.format in FORMATS.values() else None
-        if listed is not None:
-            return listed
-        return [medium for turn in self.written(row).turns for medium in turn.media]
+    number: int
+    rows: Ints
 
-    def keeps(self, record: Record) -> bool:
-        """Tells whether the source's `where` admits the row."""
-        return all(str(record.get(name)) in values for name, values in self.config.where.items())
 
-    def _locate(self, turn: Turn, row_id: str) -> Turn:
-        if not turn.media:
-            return turn
-        return replace(turn, parts=tuple(self._place(part, row_id) for part in turn.parts))
+@dataclass
+class _Node:
+    """A recipe with its items, opened; so is one nested in it.
 
-    def _place(self, part: Part, row_id: str) -> Part:
-        if not isinstance(part, Media):
-            return part
-        file = resolve(part.ref, self.root, row_id)
-        return replace(part, ref=file if isinstance(file, bytes) else str(file))
+    Attributes:
+        recipe: the settings.
+        items: its sources, in order.
+        held_out: [m, 2] (source, row).
+    """
+
+    recipe: RecipeConfig
+    items: "list[_Leaf | _Node]"
+    held_out: Ints
+
+    def leaves(self) -> "Iterator[_Leaf]":
+        """Yields all sources, also those of nested recipes."""
+        for item in self.items:
+            yield from item.leaves() if isinstance(item, _Node) else [item]
 
 
 class Mixture:
     """The rows of a recipe.
 
-    Opening one finds the rows' places. Only three settings need more, and read every row once: `where` looks at
+    Opening one finds the rows' places. Only a few settings need more, and read every row once: `where` looks at
     columns, a validation `fraction` at the media, since rows of one picture stay together, and `join` at what rows
-    begin with.
+    begin with. Weights in tokens read a few hundred rows of each source.
 
     Attributes:
-        sources: the sources, the validation file's last where there is one.
+        sources: the sources, those of validation files last.
         train: [n, 2] (source, row) of what is trained on, in the order of the sources.
         held_out: [m, 2] likewise of what is held out, shuffled, so that its first rows are a sample of all.
         groups: [n] the same number for rows of `train` that stay together since they begin alike; None = none do.
+        epoch: rows in an epoch.
     """
 
-    def __init__(self, recipe: RecipeConfig) -> None:
+    def __init__(self, recipe: RecipeConfig, measures: Measures) -> None:
         """Opens the sources.
+
+        Args:
+            recipe: the settings.
+            measures: what the tokenizer tells.
 
         Raises:
             MmsftError: a source, format or filter that selects nothing; of several sources, each that fails.
         """
-        configs = list(recipe.sources)
-        split = recipe.validation
-        if split and split.file:
-            configs.append(split.file)
-        names = (*recipe.source_names, "validation")
+        opened: list[Source] = []
         problems = Problems()
-        opened: list[tuple[Source, Ints]] = []
-        for config, name in zip(configs, names, strict=False):
-            with problems.collect():
-                source = open_source(config, name)
-                opened.append((source, _pick(source)))
+        root = self._open(recipe, measures, opened, problems, "")
         problems.tell()
-        self.sources = tuple(source for source, _ in opened)
-        pairs = [np.stack([np.full(len(rows), number), rows], 1) for number, (_, rows) in enumerate(opened)]
-        held = np.zeros(len(pairs), bool)
-        if split and split.file:
-            held[-1] = True
-        elif split and split.source:
-            held[recipe.source_names.index(split.source)] = True
-        train = np.concatenate([rows for rows, out in zip(pairs, held, strict=True) if not out])
-        out = np.concatenate([train[:0], *(rows for rows, out in zip(pairs, held, strict=True) if out)])
-        if split and split.fraction:
-            drawn = draw((self._shown(pair) for pair in train), split.seed, split.fraction)
-            _refuse_lopsided(drawn, split.fraction)
-            train, out = train[~drawn.held_out], train[drawn.held_out]
-        self.train: Ints = train
-        self.held_out: Ints = out[permutation(split.seed, 0, len(out))] if split else out
+        self.sources = tuple(opened)
+        self._split(root)
+        leaves = list(root.leaves())
+        self.train: Ints = np.concatenate([_pairs(leaf) for leaf in leaves])
         self._joined_at_most = recipe.joined_at_most if recipe.join else None
-        self.groups: Numbers | None = self.together(train)
+        self.groups: Numbers | None = self.together(self.train)
+        shares = self._shares(root, measures)
+        self._counts: Ints = whole(shares, [self.sources[leaf.number].name for leaf in leaves])
+        self._sizes: Ints = np.array([len(leaf.rows) for leaf in leaves], np.int64)
+        self._sequential = recipe.mix.order == "sequential"
+        self.epoch = int(self._counts.sum())
+        seed = recipe.validation.seed if recipe.validation else 0
+        self.held_out: Ints = root.held_out[permutation(seed, 0, len(root.held_out))]
+
+    def order(self, seed: int) -> Order:
+        """Returns the order in which the rows are trained on."""
+        return Order(seed, self._sizes, self._counts, self.groups, self._sequential)
 
     def together(self, pairs: Ints) -> Numbers | None:
         """Returns a number for each of the rows [n, 2], the same for those that begin alike; None = none are joined."""
@@ -146,6 +130,105 @@ class Mixture:
         """Returns the id of the row (source, row), also of one that can't be read."""
         return self.sources[int(pair[0])].rows.row_id(int(pair[1]))
 
+    def only(self, pairs: Ints, sources: Sequence[Source]) -> "Mixture":
+        """Returns a mixture with these of its rows [n, 2] alone to train on, each once in an epoch.
+
+        Args:
+            pairs: (source, row).
+            sources: in the place of its own.
+        """
+        some = copy.copy(self)
+        some.train, some.sources = pairs, tuple(sources)
+        some._sizes = some._counts = np.array([len(pairs)], np.int64)
+        some.epoch = len(pairs)
+        if self.groups is not None:
+            group_of = dict(zip(map(tuple, self.train.tolist()), self.groups.tolist(), strict=True))
+            groups = [group_of[tuple(pair)] for pair in pairs.tolist()]
+            some.groups = np.unique(groups, return_inverse=True)[1]
+        return some
+
+    def drawn(self) -> list[tuple[Source, int, int]]:
+        """Returns each source that is trained on, how many rows of it there are, and how many an epoch has."""
+        first = np.concatenate([[0], np.cumsum(self._sizes)])[:-1]
+        numbers = [int(self.train[at, 0]) if size else 0 for at, size in zip(first, self._sizes, strict=True)]
+        found = zip(numbers, self._sizes.tolist(), self._counts.tolist(), strict=True)
+        return [(self.sources[number], size, count) for number, size, count in found if size]
+
+    def _open(
+        self, recipe: RecipeConfig, measures: Measures, opened: list[Source], problems: Problems, above: str
+    ) -> _Node:
+        items: list[_Leaf | _Node] = []
+        for config in recipe.sources:
+            name = above + str(source_name(config))
+            if config.recipe is not None:
+                with problems.collect():
+                    _refuse_other_writing(config.recipe, recipe, name)
+                items.append(self._open(config.recipe, measures, opened, problems, f"{name}/"))
+                continue
+            with problems.collect():
+                opened.append(open_source(config, name, measures.count))
+                items.append(_Leaf(len(opened) - 1, opened[-1].picked()))
+        held = np.zeros((0, 2), np.int64)
+        if recipe.validation and recipe.validation.file:
+            with problems.collect():
+                opened.append(open_source(recipe.validation.file, f"{above}validation", measures.count))
+                held = _pairs(_Leaf(len(opened) - 1, opened[-1].picked()))
+        return _Node(recipe, items, held)
+
+    def _split(self, node: _Node) -> None:
+        """Takes what a recipe holds out from what it trains on; nested recipes first."""
+        for item in node.items:
+            if isinstance(item, _Node):
+                self._split(item)
+                node.held_out = np.concatenate([node.held_out, item.held_out])
+        split = node.recipe.validation
+        if split and split.source:
+            item = node.items[node.recipe.source_names.index(split.source)]
+            for leaf in item.leaves() if isinstance(item, _Node) else [item]:
+                node.held_out = np.concatenate([node.held_out, _pairs(leaf)])
+                leaf.rows = leaf.rows[:0]
+        if split and split.fraction:
+            self._draw(node, split, split.fraction)
+
+    def _draw(self, node: _Node, split: ValidationConfig, fraction: float) -> None:
+        leaves = list(node.leaves())
+        train = np.concatenate([_pairs(leaf) for leaf in leaves])
+        drawn = draw((self._shown(pair) for pair in train), split.seed, fraction)
+        _refuse_lopsided(drawn, fraction)
+        node.held_out = np.concatenate([node.held_out, train[drawn.held_out]])
+        parts = np.split(~drawn.held_out, np.cumsum([len(leaf.rows) for leaf in leaves])[:-1])
+        for leaf, kept in zip(leaves, parts, strict=True):
+            leaf.rows = leaf.rows[kept]
+
+    def _shares(self, node: _Node, measures: Measures) -> list[float]:
+        """Returns how many rows of each source an epoch has, before they are made whole."""
+        items = []
+        for config, opened in zip(node.recipe.sources, node.items, strict=True):
+            inside = self._shares(opened, measures) if isinstance(opened, _Node) else [float(len(opened.rows))]
+            lengths = [0.0] * len(inside)
+            if node.recipe.mix.unit == "tokens":
+                leaves = opened.leaves() if isinstance(opened, _Node) else [opened]
+                lengths = [self._mean_length(leaf, measures) for leaf in leaves]
+            items.append(Item(config, inside, lengths))
+        return draws(node.recipe.mix, items)
+
+    def _mean_length(self, leaf: _Leaf, measures: Measures) -> float:
+        """Returns the mean number of tokens of a source's rows, from a sample; rows that can't be used have none."""
+        places = np.unique(np.linspace(0, len(leaf.rows) - 1, min(len(leaf.rows), _MEASURED)).astype(np.int64))
+        lengths: list[int] = []
+        why = ""
+        for row in leaf.rows[places]:
+            try:
+                lengths.append(measures.length(self.sources[leaf.number].conversation(int(row))))
+            except DataError as error:
+                why = str(error)
+        if len(leaf.rows) and not lengths:
+            raise DataError(
+                f"source {self.sources[leaf.number].name!r}: none of {len(places)} rows can be measured for weights in "
+                f"tokens; the last one: {why}"
+            )
+        return float(np.mean(lengths)) if lengths else 0.0
+
     def _beginning(self, pair: Ints) -> int:
         """Returns a key of what rows of one source can share with the row; one that can't be read is by itself."""
         source, row = int(pair[0]), int(pair[1])
@@ -160,7 +243,24 @@ class Mixture:
             media = self.sources[int(pair[0])].media(int(pair[1]))
         except DataError:
             return []
-        return [_bytes(medium.ref) for medium in media] or [_bytes(self.row_id(pair))]
+        return [shown_by(medium.ref) for medium in media] or [shown_by(self.row_id(pair))]
+
+
+def _pairs(leaf: _Leaf) -> Ints:
+    """Returns a source's rows as [n, 2] (source, row)."""
+    return np.stack([np.full(len(leaf.rows), leaf.number, np.int64), leaf.rows], 1)
+
+
+def _refuse_other_writing(inner: RecipeConfig, outer: RecipeConfig, name: str) -> None:
+    """Refuses a nested recipe that writes or learns otherwise than the one around it: it would be read wrongly."""
+    stated = inner.model_fields_set & {"template", "learn", "template_kwargs"}
+    differ = sorted(it for it in stated if getattr(inner, it) != getattr(outer, it))
+    if differ:
+        told = ", ".join(f"{it}: {getattr(inner, it)} (not {getattr(outer, it)})" for it in differ)
+        raise ConfigError(
+            f"source {name!r}: its recipe states {told}; one recipe writes and learns all rows alike: state the same "
+            "in both, or train on it in a stage of its own"
+        )
 
 
 def _refuse_lopsided(drawn: Drawn, fraction: float) -> None:
@@ -177,60 +277,3 @@ def _refuse_lopsided(drawn: Drawn, fraction: float) -> None:
     # Of fewer rows chance alone would explain it.
     if max(held, fraction * rows) > 100 and not 0.5 < held / (fraction * rows) < 2:
         log.warning("validation.fraction %g holds out %d of %d rows%s", fraction, held, rows, connected)
-
-
-def _bytes(ref: str | bytes) -> bytes:
-    return ref if isinstance(ref, bytes) else os.path.normpath(ref).encode(errors="surrogateescape")
-
-
-def open_source(config: SourceConfig, name: str) -> Source:
-    """Opens one source.
-
-    Raises:
-        MmsftError: no such file, format or media root; all that is wrong.
-    """
-    problems = Problems()
-    with problems.collect():
-        path = assets.resolve(config.path)
-        rows, root = open_rows(path), path.parent
-    with problems.collect():
-        if config.media_root:
-            root = assets.resolve(config.media_root)
-            if not root.is_dir():
-                raise ConfigError(f"source {name!r}: media_root {str(root)!r} is not a folder")
-    with problems.collect():
-        try:
-            read = format_named(config.format)
-        except ConfigError as error:
-            raise ConfigError(f"source {name!r}: {error}") from None
-    problems.tell()
-    return Source(name, config, rows, read, root.resolve())
-
-
-def _pick(source: Source) -> Ints:
-    """Returns the rows that `where` and `limit` leave."""
-    rows = np.arange(len(source.rows))
-    if source.config.where:
-        rows = np.array([row for row in rows if _kept(source, int(row))], np.int64)
-    rows = rows[: source.config.limit]
-    if not len(rows):
-        raise ConfigError(f"source {source.name!r}: no row is left{_why_none(source)}")
-    return rows
-
-
-def _kept(source: Source, row: int) -> bool:
-    try:
-        return source.keeps(source.rows[row])
-    except DataError:
-        return True  # a row that can't be read is for the ledger, not for a filter
-
-
-def _why_none(source: Source) -> str:
-    if not source.config.where or not len(source.rows):
-        return "; the file has none"
-    first: Mapping[str, object] = source.rows[0]
-    for name, values in source.config.where.items():
-        if name not in first:
-            return f" by `where`: rows have no column {name!r}{suggest(name, first)}"
-        return f" by `where: {{{name}: {', '.join(values)}}}`; the first row has {first[name]!r}"
-    return ""

@@ -69,7 +69,7 @@ class Books:
             if self._ranks.main:
                 self._write(step)
                 self._note(entries, step.number, held_out=False)
-        self.ledger.add(int(totals.used), entries)
+        self.ledger.add(int(totals.used), entries, int(totals.trimmed))
         self.state = self.state.moved(ledger=dict(self.ledger.counts))
 
     def _all(self, entries: Sequence[Entry]) -> list[Entry]:
@@ -140,7 +140,7 @@ class Books:
         """
         self.flush()
         # Each evaluation has the same rows: how they are used is said once.
-        entries = self._all([entry for entry in entries if entry.fate != "used" or not self.state.step])
+        entries = self._all([entry for entry in entries if entry.lost or not self.state.step])
         number = loss if math.isfinite(loss) else None
         with self._ranks.deferred():
             if self._ranks.main:
@@ -148,7 +148,7 @@ class Books:
                 line = {"name": self.state.name, "held_out_loss": number}
                 self._log.write(self.state.stage, self.state.step, line)
                 self._track({"held_out_loss": loss})
-        lost = sum(entry.fate != "used" for entry in entries)
+        lost = sum(entry.lost for entry in entries)
         Ledger(rows, self.ledger.budget).add(rows - lost, entries)
         if not self.state.step:
             return False

@@ -8,7 +8,6 @@ from typing import Any
 
 from mmsft.config import StageConfig
 from mmsft.data.ledger import Entry
-from mmsft.data.loader import order_of
 from mmsft.data.order import Numbers
 from mmsft.data.shared import tell
 from mmsft.errors import Problems
@@ -171,12 +170,19 @@ def _learning(run: Run, stage: StageConfig, model: MultimodalModel) -> Iterator[
 
 def _data(run: Run, stage: StageConfig, rows: int) -> Iterator[tuple[str, str]]:
     mixture = run.mixture(stage.recipe)
-    total, held_out = len(mixture.train), len(mixture.held_out)
-    first = order_of(mixture, run.order_seed(stage)).at(0, min(rows, total))
+    total, held_out = mixture.epoch, len(mixture.held_out)
+    for source in mixture.sources:
+        if source.config.format == "auto" and source.format:
+            yield "facts", f"stage {stage.name}: {source.name} is read as {source.format}"
+    for source, size, count in mixture.drawn():
+        if size != count:
+            part = f"{count:,} of an epoch's {total:,} rows"
+            yield "facts", f"stage {stage.name}: {source.name} gives {part}, and has {size:,}"
+    first = mixture.order(run.order_seed(stage)).at(0, min(rows, total))
     together = None
     if mixture.groups is not None:
         together = mixture.groups[first]
-        idle = mixture.groups.max() + 1 == total
+        idle = mixture.groups.max() + 1 == len(mixture.train)
         yield "notes" if idle else "facts", f"stage {stage.name}: {tell(mixture.groups)}"
     yield from _rows(run, stage, f"{total:,} rows", mixture.train[first], together)
     if held_out:
@@ -209,7 +215,7 @@ def _rows(
         yield "notes", f"stage {stage.name}: {one.id}: {one.note}"
     if left_out := sum(one.left_out for one in noted):
         short = sum(one.left_out > 0 for one in noted)
-        yield "notes", f"stage {stage.name}: {left_out} threads of {short} rows are left out: too long"
+        yield "notes", f"stage {stage.name}: {left_out} threads or turns of {short} rows are left out: too long"
     for row in lost[:_SHOWN]:
         yield "notes" if read else "problems", f"stage {stage.name}: {row.reason}"
     if len(lost) > stage.recipe.budget * len(pairs):

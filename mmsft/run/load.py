@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from mmsft.config import Origins, RecipeConfig, RunConfig, StageConfig, read_con
 from mmsft.data.chat import ChatEncoder
 from mmsft.data.encoding import Encoding
 from mmsft.data.media_reader import MediaReader
-from mmsft.data.mixture import Mixture
+from mmsft.data.mixture import Measures, Mixture
 from mmsft.data.seq2seq import Sides
 from mmsft.data.shared import tell
 from mmsft.data.template import resolve_template, template_in_file
@@ -80,6 +80,7 @@ class Run:
             template_kwargs=recipe.template_kwargs,
             slots=self.reader.layout,
             length=recipe.length,
+            too_long=recipe.too_long,
             data_tokens=self.config.model.decoder.new_tokens,
             sides=self.sides,
         )
@@ -101,8 +102,20 @@ class Run:
         """Returns a recipe's sources, opened once for all stages that use it."""
         key = recipe.model_dump_json()
         if key not in self._mixtures:
-            self._mixtures[key] = Mixture(recipe)
+            self._mixtures[key] = Mixture(recipe, self.measures(recipe))
         return self._mixtures[key]
+
+    def measures(self, recipe: RecipeConfig) -> Measures:
+        """Returns what tells a recipe's mixture how long texts are."""
+
+        @cache
+        def encoder() -> ChatEncoder:
+            return self.encoder(recipe)
+
+        return Measures(
+            count=lambda: encoder().tokenizer.count,
+            length=lambda conversation: len(encoder().encode(conversation)),
+        )
 
     def ahead(self, last: Checkpoint | None) -> tuple[StageConfig, ...]:
         """Returns the stages that aren't over at a checkpoint."""
@@ -174,7 +187,10 @@ class Run:
             split = {"trained on": mixture.train, "held out": mixture.held_out}
             counts = {what: int((pairs[:, 0] == number).sum()) for what, pairs in split.items()}
             used = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
-            yield f"  data {source.name}: {used}, of {len(source.rows):,} rows, {source.config.format}"
+            yield f"  data {source.name}: {used}, of {len(source.rows):,} rows, {source.format or 'templates'}"
+        for source, rows, count in mixture.drawn():
+            if rows != count:
+                yield f"  mix  {source.name}: {count:,} rows an epoch, {count / mixture.epoch:.1%} of it"
         if mixture.groups is not None:
             yield f"  joined  {tell(mixture.groups)}"
         for group in groups:

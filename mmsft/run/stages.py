@@ -216,7 +216,7 @@ def _trained(
     mixture = run.mixture(stage.recipe)
     steps = steps_of(run, stage, encoding, Share(ranks.rank, ranks.count))
     state = state.moved(steps=len(steps))
-    ledger = Ledger(min(steps.limit, len(mixture.train)), stage.recipe.budget, state.ledger)
+    ledger = Ledger(min(steps.limit, mixture.epoch), stage.recipe.budget, state.ledger)
     books = Books(run.folder, state, ledger, [source.name for source in mixture.sources], ranks)
     trainer = Trainer(
         model=ranks.wrap(model),

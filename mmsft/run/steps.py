@@ -4,7 +4,7 @@ from functools import cache
 
 from mmsft.config import StageConfig
 from mmsft.data.encoding import Encoding, Share
-from mmsft.data.loader import Steps, order_of, plan
+from mmsft.data.loader import Steps, plan
 from mmsft.data.mixture import Mixture
 from mmsft.errors import DataError
 from mmsft.run.load import Run
@@ -14,13 +14,13 @@ from mmsft.types import Ints
 def steps_of(run: Run, stage: StageConfig, encoding: Encoding, share: Share) -> Steps:
     """Returns a stage's global steps, for one of the processes."""
     mixture, seed = run.mixture(stage.recipe), run.order_seed(stage)
-    rows = len(mixture.train)
+    rows = mixture.epoch
 
     @cache
     def tokens(row: int) -> int:
         return _tokens(mixture, encoding, mixture.train[row])
 
-    order = order_of(mixture, seed)
+    order = mixture.order(seed)
 
     def length(index: int) -> int:
         return tokens(int(order.at(index, index + 1)[0]))

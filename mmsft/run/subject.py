@@ -1,6 +1,5 @@
 """What a stage is examined on: its model, one step on from where it starts, and its first rows."""
 
-import copy
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
@@ -12,7 +11,7 @@ from mmsft.config import StageConfig
 from mmsft.data.encoding import Encoding, Share
 from mmsft.data.formats import Format
 from mmsft.data.ledger import Entry
-from mmsft.data.loader import StepData, Steps, order_of
+from mmsft.data.loader import StepData, Steps
 from mmsft.data.media_reader import Loaded
 from mmsft.data.mixture import Mixture
 from mmsft.data.tree import threads
@@ -169,7 +168,7 @@ class _Chosen(NamedTuple):
 
 
 def _choose(session: Session, stage: StageConfig, mixture: Mixture, encoding: Encoding, tokens: int) -> _Chosen:
-    first = order_of(mixture, session.run.order_seed(stage)).at(0, min(_SEARCHED, len(mixture.train)))
+    first = mixture.order(session.run.order_seed(stage)).at(0, min(_SEARCHED, mixture.epoch))
     media: list[tuple[Ints, Encoded]] = []
     plain: list[tuple[Ints, Encoded]] = []
     lost: list[Entry] = []
@@ -201,15 +200,9 @@ def _enough(rows: Sequence[tuple[Ints, Encoded]], tokens: int) -> bool:
 
 def _only(mixture: Mixture, pairs: Ints) -> Mixture:
     """Returns the mixture with these rows alone to train on, every other one at half its weight."""
-    some = copy.copy(mixture)
-    some.train = pairs
     light = {mixture.row_id(pair) for pair in pairs[1::2]}
-    some.sources = tuple(replace(source, format=_lighter(source.format, light)) for source in mixture.sources)
-    if mixture.groups is not None:
-        group_of = dict(zip(map(tuple, mixture.train.tolist()), mixture.groups.tolist(), strict=True))
-        groups = [group_of[tuple(pair)] for pair in pairs.tolist()]
-        some.groups = np.unique(groups, return_inverse=True)[1]
-    return some
+    sources = [replace(source, read=_lighter(source.read, light)) for source in mixture.sources]
+    return mixture.only(pairs, sources)
 
 
 def _lighter(read: Format, ids: Collection[str]) -> Format:

@@ -32,6 +32,7 @@ class Totals(NamedTuple):
         grad_norm: of the gradient before clipping.
         weight: of all targets.
         used: rows that were learned from.
+        trimmed: those of them of which something was too long and left out.
         entries: lines for the ledger.
         targets: learned tokens.
         tokens: that the model read, padding not counted.
@@ -45,6 +46,7 @@ class Totals(NamedTuple):
     grad_norm: float
     weight: float
     used: float
+    trimmed: float
     entries: float
     targets: float
     tokens: float
@@ -198,7 +200,8 @@ def backward(trainer: Trainer, item: StepData) -> tuple[Callable[[], bool], Tens
         source.
     """
     ranks = trainer.ranks
-    shares = (item.weight, item.used, len(item.entries), item.targets, item.tokens, item.spared, ranks.failing)
+    rows = (item.used, item.trimmed, len(item.entries))
+    shares = (item.weight, *rows, item.targets, item.tokens, item.spared, ranks.failing)
     # Filled in on the device: a copy from ordinary memory would wait for the step before.
     filled = [
         torch.full((), float(share), dtype=ranks.wide, device=ranks.device)

@@ -96,12 +96,10 @@ def recipe(job: Job) -> dict[str, Any]:
 
 def order(job: Job, rows: int) -> list[int]:
     """Returns which rows of the file mmsft learns from, in turn."""
-    from mmsft.data.loader import order_of
-
     run = load(job)
     [stage] = run.config.stages
     mixture = run.mixture(stage.recipe)
-    at = order_of(mixture, run.order_seed(stage)).at(0, rows)
+    at = mixture.order(run.order_seed(stage)).at(0, rows)
     return cast(list[int], mixture.train[at][:, 1].tolist())
 
 

@@ -98,7 +98,7 @@ def test_a_name_used_twice_is_reported_beside_a_mistake_inside_the_list() -> Non
         ("    image: {", "    im.age: {", "model.towers.im.age: 'im.age' isn't a name"),
         ("name: align", "name: a/b", "stages.0.name: 'a/b' isn't a name; write letters, digits, _, . and -"),
         ("recipe: mix", "recipe: mix.yaml", "no recipe 'mix.yaml'"),
-        ("recipe: mix", "recipe: 3", "stages.instruct.recipe: should be a mapping with sources, template"),
+        ("recipe: mix", "recipe: 3", "stages.instruct.recipe: should be a mapping with sources, mix, template"),
         ("name: tiny", "name: tiny, dtype: float16", "precision: bf16 computes with a decoder held in bfloat16 or"),
         ("recipe: mix", "", "stages.instruct.recipe: required, and not given"),
     ],

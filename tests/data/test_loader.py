@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mmsft.data.encoding import Share
-from mmsft.data.loader import StepData, Steps, order_of, plan, read_steps
+from mmsft.data.loader import StepData, Steps, plan, read_steps
 from mmsft.duration import Duration
 from mmsft.errors import DataError
 from mmsft.types import Batch
@@ -69,7 +69,7 @@ def test_the_last_step_takes_what_is_left(steps: Steps) -> None:
 
 def test_steps_cross_epochs_without_a_gap(steps: Steps) -> None:
     seen = np.concatenate([steps[number].rows for number in range(len(steps))])
-    assert seen.tolist() == order_of(steps.mixture, 3).at(0, 25).tolist()
+    assert seen.tolist() == steps.mixture.order(3).at(0, 25).tolist()
 
 
 def test_a_micro_batch_keeps_to_its_tokens(steps: Steps) -> None:

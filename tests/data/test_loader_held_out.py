@@ -59,7 +59,7 @@ def test_processes_that_read_other_beginnings_divide_the_rows_otherwise(lab: Lab
     before = sample_of(mixture, mixture.held_out, Share(0, 2)).division
     file = lab.folder / "held.jsonl"
     file.write_bytes(file.read_bytes().replace(b"green.png", b"other.png", 1))
-    other = Mixture(stage.recipe)
+    other = Mixture(stage.recipe, run.measures(stage.recipe))
     assert sample_of(other, other.held_out, Share(1, 2)).division != before
 
 

@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from mmsft.config import RecipeConfig
 from mmsft.data.mixture import Mixture
 from mmsft.errors import ConfigError
 from mmsft.types import Conversation, Media, Record, Text, Turn
-from tests.makers import Lab, row, write_rows
+from tests.makers import Lab, opened, row, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -20,17 +21,13 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
     return lab
 
 
-def open_recipe(recipe: dict[str, Any]) -> Mixture:
-    return Mixture(RecipeConfig.model_validate(recipe))
-
-
 def media_of(mixture: Mixture, pairs: np.ndarray[Any, np.dtype[np.int64]]) -> set[str]:
     turns = [turn for pair in pairs for turn in mixture.conversation(pair).turns]
     return {str(medium.ref) for turn in turns for medium in turn.media}
 
 
 def test_a_fraction_keeps_each_picture_on_one_side(lab: Lab) -> None:
-    mixture = open_recipe(lab.recipe(validation={"fraction": 0.4}))
+    mixture = opened(lab.recipe(validation={"fraction": 0.4}))
     assert 0 < len(mixture.held_out) < 60
     assert media_of(mixture, mixture.train).isdisjoint(media_of(mixture, mixture.held_out))
     assert len(mixture.train) + len(mixture.held_out) == 60
@@ -47,7 +44,7 @@ def test_a_fraction_is_drawn_by_the_media_that_the_format_gives_wherever_a_row_n
         rows += [{"image": f"{number}.png", "conversations": in_column}, {"conversations": in_parts}]
     file = write_rows(tmp_path / "rows.jsonl", rows)
     source = {"path": str(file), "format": "llava"}
-    mixture = open_recipe({"sources": [source], "template": "chatml", "validation": {"fraction": 0.5}})
+    mixture = opened({"sources": [source], "template": "chatml", "validation": {"fraction": 0.5}})
     held_out = sorted(mixture.held_out[:, 1].tolist())
     assert 0 < len(held_out) < 80
     assert held_out[1::2] == [number + 1 for number in held_out[::2]]
@@ -59,7 +56,7 @@ def test_a_fraction_is_drawn_by_the_media_that_the_format_gives_wherever_a_row_n
 def test_a_format_of_ones_own_is_asked_for_its_media(tmp_path: Path) -> None:
     file = write_rows(tmp_path / "rows.jsonl", [{"photo": f"{number // 2}.png"} for number in range(40)])
     source = {"path": str(file), "format": "tests.data.test_mixture:photos"}
-    mixture = open_recipe({"sources": [source], "template": "chatml", "validation": {"fraction": 0.5}})
+    mixture = opened({"sources": [source], "template": "chatml", "validation": {"fraction": 0.5}})
     held_out = sorted(mixture.held_out[:, 1].tolist())
     assert 0 < len(held_out) < 40
     assert held_out[1::2] == [number + 1 for number in held_out[::2]]
@@ -79,7 +76,7 @@ def test_all_that_is_wrong_with_the_sources_is_told_at_once(lab: Lab) -> None:
         source | {"name": "c", "where": {"kind": "tall"}},
     ]
     with pytest.raises(ConfigError) as caught:
-        open_recipe(recipe)
+        opened(recipe)
     for part in ("row.jsonl: no such file", "'lava'", "'b': media_root", "'c': no row is left"):
         assert str(caught.value).count(part) == 1
 
@@ -87,7 +84,7 @@ def test_all_that_is_wrong_with_the_sources_is_told_at_once(lab: Lab) -> None:
 def test_a_fraction_follows_from_the_seed(lab: Lab) -> None:
     seeds: tuple[dict[str, int], ...] = ({}, {"seed": 0}, {"seed": 1})
     recipes = [lab.recipe(validation={"fraction": 0.4, **seed}) for seed in seeds]
-    first, again, other = (open_recipe(recipe).held_out.tolist() for recipe in recipes)
+    first, again, other = (opened(recipe).held_out.tolist() for recipe in recipes)
     assert first == again != other
 
 
@@ -100,7 +97,7 @@ def test_the_runs_seed_decides_nothing_about_what_is_held_out(lab: Lab) -> None:
 
 def test_held_out_rows_are_shuffled(lab: Lab) -> None:
     more = {"path": str(lab.folder / "more.jsonl"), "format": "llava"}
-    held_out = open_recipe(lab.recipe(validation={"file": more})).held_out[:, 1].tolist()
+    held_out = opened(lab.recipe(validation={"file": more})).held_out[:, 1].tolist()
     assert sorted(held_out) == list(range(5)) != held_out
 
 
@@ -111,9 +108,9 @@ def test_a_fraction_far_from_what_rows_with_pictures_in_common_allow_is_a_warnin
     source = {"path": str(write_rows(tmp_path / "rows.jsonl", rows)), "format": "tests.data.test_mixture:photos"}
     recipe = {"sources": [source], "template": "chatml"}
     with pytest.raises(ConfigError, match=r"holds out 0 of 1200 rows.*120 of them are connected so.*`file`"):
-        open_recipe({**recipe, "validation": {"fraction": 1e-6}})
+        opened({**recipe, "validation": {"fraction": 1e-6}})
     for seed in range(60):
-        held_out = len(open_recipe({**recipe, "validation": {"fraction": 0.5, "seed": seed}}).held_out)
+        held_out = len(opened({**recipe, "validation": {"fraction": 0.5, "seed": seed}}).held_out)
         assert held_out % 120 == 0
         if held_out < 300:
             assert f"holds out {held_out} of 1200 rows" in caplog.text
@@ -124,8 +121,8 @@ def test_a_fraction_far_from_what_rows_with_pictures_in_common_allow_is_a_warnin
 def test_a_source_or_a_file_is_held_out_whole(lab: Lab) -> None:
     more = {"path": str(lab.folder / "more.jsonl"), "format": "llava"}
     recipe = lab.recipe()
-    by_source = open_recipe({**recipe, "sources": [*recipe["sources"], more], "validation": {"source": "more.jsonl"}})
-    by_file = open_recipe({**recipe, "validation": {"file": more}})
+    by_source = opened({**recipe, "sources": [*recipe["sources"], more], "validation": {"source": "more.jsonl"}})
+    by_file = opened({**recipe, "validation": {"file": more}})
     for mixture in (by_source, by_file):
         assert len(mixture.train) == 60
         assert {mixture.row_id(pair) for pair in mixture.held_out} == {f"more.jsonl:{n}" for n in range(1, 6)}
@@ -134,7 +131,7 @@ def test_a_source_or_a_file_is_held_out_whole(lab: Lab) -> None:
 def test_where_and_limit_choose_rows(lab: Lab) -> None:
     recipe = lab.recipe()
     recipe["sources"][0] |= {"where": {"kind": ["short"]}, "limit": 4}
-    mixture = open_recipe(recipe)
+    mixture = opened(recipe)
     assert [mixture.conversation(pair).tags["kind"] for pair in mixture.train] == ["short"] * 4
 
 
@@ -146,17 +143,17 @@ def test_a_filter_that_leaves_nothing_says_why(lab: Lab, where: dict[str, str], 
     recipe = lab.recipe()
     recipe["sources"][0]["where"] = where
     with pytest.raises(ConfigError, match=message):
-        open_recipe(recipe)
+        opened(recipe)
 
 
 def test_a_fraction_that_holds_out_nothing_is_refused(lab: Lab) -> None:
     with pytest.raises(ConfigError, match="holds out 0 of 60 rows"):
-        open_recipe(lab.recipe(validation={"fraction": 1e-6}))
+        opened(lab.recipe(validation={"fraction": 1e-6}))
 
 
 def test_a_fraction_that_holds_out_everything_is_refused(lab: Lab) -> None:
     with pytest.raises(ConfigError, match="holds out 60 of 60 rows"):
-        open_recipe(lab.recipe(validation={"fraction": 1 - 1e-9}))
+        opened(lab.recipe(validation={"fraction": 1 - 1e-9}))
 
 
 def test_a_broken_row_stays_for_the_ledger(lab: Lab, tmp_path: Path) -> None:
@@ -164,13 +161,13 @@ def test_a_broken_row_stays_for_the_ledger(lab: Lab, tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes() + b'{"kind": "\xff"}\n{"conversations": [{"from"')
     recipe = lab.recipe(validation={"fraction": 0.5, "seed": 1})
     recipe["sources"][0] |= {"path": str(file), "where": {"kind": ["short", "long"]}}
-    mixture = open_recipe(recipe)
+    mixture = opened(recipe)
     assert {"rows.jsonl:3", "rows.jsonl:4"} <= {mixture.row_id(pair) for pair in mixture.train}
 
 
 def joined(rows: Path, **changes: Any) -> Mixture:
     source = {"path": str(rows), "format": "llava"}
-    return open_recipe({"sources": [source], "template": "chatml", "join": "shared_prefix", **changes})
+    return opened({"sources": [source], "template": "chatml", "join": "shared_prefix", **changes})
 
 
 def test_rows_of_one_source_that_show_one_picture_are_a_group_of_at_most_the_limit(tmp_path: Path) -> None:
@@ -184,7 +181,7 @@ def test_pictures_of_one_name_in_two_sources_or_with_other_bytes_in_one_are_not_
     (tmp_path / "b").mkdir()
     files = [write_rows(tmp_path / name, [row(1, "same.png")] * 2) for name in ("same.jsonl", "b/same.jsonl")]
     both = [{"path": str(file), "format": "llava", "name": str(number)} for number, file in enumerate(files)]
-    groups = open_recipe({"sources": both, "template": "chatml", "join": "shared_prefix"}).groups
+    groups = opened({"sources": both, "template": "chatml", "join": "shared_prefix"}).groups
     assert groups is not None
     assert groups.tolist() == [0, 0, 1, 1]
     shown = [row(1, "same.png") | {"image": {"path": "same.png", "bytes": data}} for data in (b"cat", b"dog", b"cat")]
@@ -200,6 +197,18 @@ def test_rows_that_can_not_be_read_are_joined_with_none(tmp_path: Path) -> None:
     groups = joined(file).groups
     assert groups is not None
     assert groups.tolist() == [0, 1, 2, 2, 3]
+
+
+def test_another_file_than_the_one_that_was_summed_is_refused(tmp_path: Path) -> None:
+    file = write_rows(tmp_path / "rows.jsonl", [row(1)])
+    sum = hashlib.sha256(file.read_bytes()).hexdigest()
+    source = {"path": str(file), "sha256": sum}
+    assert len(opened({"sources": [source]}).train) == 1
+    write_rows(file, [row(2)])
+    with pytest.raises(ConfigError, match=f"the recipe states {sum}: it is another file"):
+        opened({"sources": [source]})
+    with pytest.raises(ConfigError, match="sha256 is of a file"):
+        opened({"sources": [{**source, "path": str(tmp_path)}]})
 
 
 def test_a_limit_without_join_is_refused_since_it_would_limit_nothing(lab: Lab) -> None:

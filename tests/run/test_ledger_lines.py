@@ -55,10 +55,10 @@ def test_a_thread_too_long_is_noted_by_check_and_ledgered_and_its_row_used(lab: 
         notes = check(run).notes
         steps = finish(run)
     [entry] = lines(run.folder / "ledger.jsonl")
-    assert (entry["row"], entry["fate"]) == ("ranked.jsonl:1", "used")
+    assert (entry["row"], entry["fate"]) == ("ranked.jsonl:1", "trimmed")
     assert entry["reason"].startswith("1 of 3 threads too long")
     assert f"stage align: ranked.jsonl:1: {entry['reason']}" in notes
-    assert "stage align: 1 threads of 1 rows are left out: too long" in notes
-    assert saved(run.folder)[-1].ledger == {"used": 8}
+    assert "stage align: 1 threads or turns of 1 rows are left out: too long" in notes
+    assert saved(run.folder)[-1].ledger == {"used": 4, "trimmed": 4}
     # yes, no and yes, each with the end of its turn
     assert steps[0].targets == sum(len(run.tokenizer(said)["input_ids"]) + 1 for said in ("yes", "no", "yes"))
