@@ -30,6 +30,12 @@ app.add_typer(data_app, name="data")
 app.add_typer(assets_app, name="assets")
 
 Config = Annotated[Path, typer.Argument(help="A config file or a run folder.", show_default=False)]
+Data = Annotated[str, typer.Argument(help="A recipe, a config file or a run folder.", show_default=False)]
+OfStage = Annotated[str | None, typer.Option("--stage", help="The stage whose recipe is read; the first by default.")]
+OfRecipe = Annotated[
+    str | None, typer.Option("--tokenizer", help="A model whose tokenizer and template read a recipe by itself.")
+]
+Html = Annotated[Path | None, typer.Option("--html", help="Write a page for a browser.", show_default=False)]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value …, e.g. seed=1 stages.align.duration='100 steps'")
 ]
@@ -204,23 +210,68 @@ def export(
 
 @data_app.command(name="show")
 def data_show(
-    config: Config,
+    data: Data,
     overrides: Overrides = None,
-    stage: Annotated[str | None, typer.Option(help="The stage whose recipe is shown; the first by default.")] = None,
+    stage: OfStage = None,
     rows: Annotated[int, typer.Option(min=1, help="How many.")] = 3,
     start: Annotated[int, typer.Option(min=0, help="The first, counted from 0, in the first epoch's order.")] = 0,
+    tokenizer: OfRecipe = None,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> None:
     """Show rows as the model sees them. Tokens, what is learned and with which weight, media."""
-    from mmsft.run import load_run
-    from mmsft.run.show import show_rows
+    from mmsft.report.rows import rows_page
+    from mmsft.run.show import drawn_rows, show_rows
+    from mmsft.run.targets import load_target
 
-    shown = show_rows(load_run(config, overrides or []), stage, start, rows)
+    run = load_target(data, overrides or [], tokenizer).run
+    if html is not None:
+        _write(html, rows_page(data, list(drawn_rows(run, stage, start, rows))))
+        return
+    shown = show_rows(run, stage, start, rows)
     if as_json:
         _print({"rows": [row.as_dict() for row in shown]})
         return
     for row in shown:
         _print(row.text())
+
+
+@data_app.command(name="check")
+def data_check(
+    data: Data,
+    overrides: Overrides = None,
+    headers: Annotated[bool, typer.Option("--headers", help="Don't decode media, read their headers only.")] = False,
+    tokenizer: OfRecipe = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read all rows without training. What becomes of each, and whether training and serving agree."""
+    from mmsft.run.audit import audit
+    from mmsft.run.targets import load_target
+
+    run = load_target(data, overrides or [], tokenizer).run
+    found = audit(run, decode=not headers, tell=lambda line: typer.echo(line, err=True))
+    _print(found.as_dict() if as_json else found.text())
+    if not found.ok:
+        raise typer.Exit(2)
+
+
+@data_app.command(name="stats")
+def data_stats(
+    data: Data,
+    overrides: Overrides = None,
+    stage: OfStage = None,
+    rows: Annotated[int | None, typer.Option(min=1, help="Read at most so many; all by default.")] = None,
+    tokenizer: OfRecipe = None,
+    as_json: AsJson = False,
+) -> None:
+    """Count what rows are made of. Lengths, tokens by source and modality, duplicates, and how full packs get."""
+    from mmsft.run.show import stage_named
+    from mmsft.run.stats import stats
+    from mmsft.run.targets import load_target
+
+    run = load_target(data, overrides or [], tokenizer).run
+    found = stats(run, stage_named(run, stage), rows)
+    _print(found.as_dict() if as_json else "\n".join(found.lines()))
 
 
 @assets_app.command(name="fetch")
@@ -234,6 +285,16 @@ def assets_fetch(names: Annotated[list[str] | None, typer.Argument(help="All if 
 def _print(value: Any) -> None:
     """Prints text as it is, anything else as JSON."""
     typer.echo(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+
+
+def _write(file: Path, text: str) -> None:
+    from mmsft.errors import ConfigError
+
+    try:
+        file.write_text(text, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise ConfigError(f"{file}: can't be written: {error.strerror}") from None
+    typer.echo(str(file))
 
 
 def _media(images: list[Path] | None, media: list[str] | None) -> "tuple[Media, ...]":

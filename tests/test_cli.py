@@ -2,43 +2,18 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from io import BytesIO, StringIO, TextIOWrapper
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 
 from mmsft import cli
 from mmsft.errors import ConfigError
-from tests.makers import Lab
+from tests.makers import Command, Lab, Said
 
 ROOT = Path(__file__).parents[1]
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Said]
-
-
-@pytest.fixture
-def mmsft(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Runs a command line in this process."""
-
-    def command(*arguments: object) -> Said:
-        monkeypatch.setattr(sys, "argv", ["mmsft", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capfd.readouterr()
-        return Said(int(ended.value.code or 0), out, err)
-
-    return command
 
 
 @pytest.fixture(scope="module")

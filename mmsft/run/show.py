@@ -5,16 +5,16 @@ from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from rich.console import Console
 from rich.text import Text as Styled
 
 from mmsft.config import StageConfig
-from mmsft.data.loader import order_of
 from mmsft.data.tokens import Tokenizer
 from mmsft.data.tree import threads
 from mmsft.errors import ConfigError, DataError, suggest
+from mmsft.report.rows import Drawn, Piece, bars, medium
 from mmsft.run.load import Run
 from mmsft.types import Encoded, Media
 
@@ -139,26 +139,67 @@ def show_rows(run: Run, stage: str | None, start: int, rows: int) -> Iterator[Sh
     Raises:
         ConfigError: there is no such stage, or no such row.
     """
-    chosen = stage_named(run, stage)
-    mixture = run.mixture(chosen.recipe)
-    encoder = run.encoder(chosen.recipe)
-    seed = run.order_seed(chosen)
-    count = len(mixture.train)
+    for row in _rows(run, stage_named(run, stage), start, rows):
+        yield from row.shown
+
+
+def drawn_rows(run: Run, stage: str | None, start: int, rows: int) -> Iterator[Drawn]:
+    """Yields rows for a page; as of `show_rows`, but for the threads, which stand together."""
+    for row in _rows(run, stage_named(run, stage), start, rows):
+        first = row.shown[0]
+        if row.encoded is None:
+            yield Drawn(first.id, first.group, error=first.error)
+            continue
+        media = dict.fromkeys(placed.media for placed in row.encoded.media)
+        counts = f"{len(row.encoded)} tokens, {len(row.encoded.targets)} learned, {len(media)} media"
+        if row.encoded.note:
+            counts += f"; {row.encoded.note}"
+        yield Drawn(
+            id=first.id,
+            group=first.group,
+            branches=tuple(tuple(_pieces(one.tokens)) for one in row.shown),
+            media=tuple(map(medium, media)),
+            bars=bars(row.encoded),
+            counts=counts,
+        )
+
+
+class _Row(NamedTuple):
+    """A row: its threads, or one that says why it can't be used; and its tokens, if it can."""
+
+    shown: list[Shown]
+    encoded: Encoded | None
+
+
+def _rows(run: Run, stage: StageConfig, start: int, rows: int) -> Iterator[_Row]:
+    mixture = run.mixture(stage.recipe)
+    encoder = run.encoder(stage.recipe)
+    count = mixture.epoch
     if not 0 <= start < count:
-        raise ConfigError(f"--start {start}: stage {chosen.name} trains on {count} rows; write 0 to {count - 1}")
-    for row in order_of(mixture, seed).at(start, min(start + rows, count)):
+        raise ConfigError(f"--start {start}: stage {stage.name} trains on {count} rows; write 0 to {count - 1}")
+    for row in mixture.order(run.order_seed(stage)).at(start, min(start + rows, count)):
         pair = mixture.train[row]
         group = None if mixture.groups is None else int(mixture.groups[row])
         try:
             encoded = encoder.encode(mixture.conversation(pair))
         except DataError as error:
-            yield Shown(mixture.row_id(pair), error=str(error), group=group)
+            yield _Row([Shown(mixture.row_id(pair), error=str(error), group=group)], None)
             continue
-        chains = threads(encoded)
-        for number, chain in enumerate(chains, 1):
-            tokens = tuple(_tokens(chain, encoder.tokenizer))
-            added = encoder.tokenizer.added
-            yield Shown(encoded.id, tokens, added, thread=number, threads=len(chains), group=group)
+        chains, added = threads(encoded), encoder.tokenizer.added
+        shown = [
+            Shown(encoded.id, tuple(_tokens(chain, encoder.tokenizer)), added, None, number, len(chains), group)
+            for number, chain in enumerate(chains, 1)
+        ]
+        yield _Row(shown, encoded)
+
+
+def _pieces(tokens: Sequence[Token]) -> Iterator[Piece]:
+    """Yields runs of tokens that a page shows alike."""
+    for (media, weight, control), same in groupby(tokens, key=lambda it: (it.media, it.weight, it.control)):
+        run = list(same)
+        kind = "media" if media else "control" if control else "text"
+        text = f"{media} · {len(run)} tokens" if media else "".join(token.text for token in run)
+        yield Piece(kind, text, weight, "" if media else " ".join(str(token.id) for token in run))
 
 
 def stage_named(run: Run, name: str | None) -> StageConfig:

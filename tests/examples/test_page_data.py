@@ -20,6 +20,7 @@ from mmsft.data.script import PrefixBroken
 from mmsft.data.template import SHIPPED, resolve_template
 from mmsft.data.tokens import Tokenizer
 from mmsft.data.tree import threads
+from mmsft.data.wordings import read_wordings
 from mmsft.errors import DataError
 from mmsft.types import Conversation, Encoded
 from tests.data.conftest import byte_level
@@ -81,7 +82,12 @@ def _marked(tokenizer: Tokenizer, encoded: Encoded) -> str:
 
 def test_every_row_of_the_page_is_read_somewhere_below_it() -> None:
     assert [id(block) for block in of_kind("row")] == list(dict.fromkeys(id(row) for row, _ in readings()))
-    assert {row.name for row, _ in readings()} == set(FORMATS)
+    text = (DOCS / "data.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\w+)` \|.*\[rows\]\(\.\./(\S+)\) \|$", text, re.M)
+    assert [*sorted({row.name or "" for row, _ in readings()}), *(name for name, _ in listed)] == sorted(
+        FORMATS, key=lambda name: (name in dict(listed), name)
+    )
+    assert all((DOCS.parent / fixture).is_file() for _, fixture in listed)
 
 
 @pytest.mark.parametrize(("row", "reads"), readings(), ids=lambda block: f"{block.name}-{PAGE.index(block)}")
@@ -141,9 +147,12 @@ def test_the_page_lists_all_spellings(what: str, names: Iterable[str]) -> None:
 
 
 def test_the_recipes_of_the_page_are_recipes() -> None:
-    mixture, joined = of_kind("recipe")
-    assert RecipeConfig.model_validate(parse_yaml(joined.text)).join == "shared_prefix"
-    recipe = parse_yaml(mixture.text)
+    found = {block.name: parse_yaml(block.text) for block in of_kind("recipe")}
+    assert set(found) == {"mixture", "join", "templates", "weights", "nested"}
+    read = {name: RecipeConfig.model_validate(recipe) for name, recipe in found.items()}
+    assert read["join"].join == "shared_prefix"
+    assert read["weights"].mix.unit == "tokens"
+    recipe = found["mixture"]
     assert len(RecipeConfig.model_validate(recipe).sources) == 4
     held_out = of_kind("validation")
     assert [block.name for block in held_out] == ["fraction", "source", "file"]
@@ -151,6 +160,15 @@ def test_the_recipes_of_the_page_are_recipes() -> None:
         validation = RecipeConfig.model_validate(recipe | parse_yaml(block.text)).validation
         assert validation
         assert validation.model_fields_set == {block.name}
+
+
+def test_the_wordings_of_the_page_render(tmp_path: Path) -> None:
+    [block] = of_kind("wordings")
+    file = tmp_path / "wordings.yaml"
+    file.write_text(block.text, encoding="utf-8")
+    row = {"label": 1, "caption": "A cat.", "question": "What is it?", "options": ["a dog", "a cat"]}
+    said = [wording.render(row, "page:1")[:2] for wording in read_wordings(file)]
+    assert said == [("<image>What is 1 about?", "A cat."), ("<image>What is it? Choose: a dog, a cat.", "a cat")]
 
 
 def test_the_commands_of_the_page_run(

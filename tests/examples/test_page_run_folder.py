@@ -55,7 +55,7 @@ def test_the_page_runs_and_its_lists_are_what_a_run_writes(desk: Path, monkeypat
         assert {frozenset(line) for line in rows} == {frozenset(first_column(listed(f"fields: {remark}")))}
     assert len(log) == len(steps) + len(evaluations) + len(media)
     assert [line["step"] for line in evaluations] == [0, 2, 4]
-    assert {line["fate"] for line in ledger} == set(get_args(Fate)) - {"used"} == {"dropped", "failed"}
+    assert {line["fate"] for line in ledger} == set(get_args(Fate)) - {"used", "trimmed"} == {"dropped", "failed"}
     assert list(variables["losses"].values()) == [loss for *_, loss in losses(run)]
 
     assert {file.name for file in run.iterdir() if not file.name.startswith(".")} == set(
