@@ -11,7 +11,7 @@ from mmsft.data.rows import ManyRows, Rows
 from mmsft.errors import ConfigError, DataError, suggest
 from mmsft.types import Record
 
-SUFFIXES: Final = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".tsv")
+SUFFIXES: Final = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", ".csv", ".tsv", ".tar")
 """Of files of rows."""
 
 MEDIA: Final[Mapping[str, str]] = {

@@ -6,16 +6,18 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from mmsft.data.members import Member, inside, member
 from mmsft.errors import DataError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
 
-def resolve(ref: str | bytes, root: Path, row: str) -> Path | bytes:
+def resolve(ref: str | bytes, root: Path, row: str) -> Path | Member | bytes:
     """Returns where a medium lies, or its bytes.
 
     Args:
-        ref: a path, absolute or relative to `root`; a ``file://`` URL; a base64 ``data:`` URI; or the file's bytes.
+        ref: a path, absolute or relative to `root`; a ``file://`` URL; a base64 ``data:`` URI; a place in a tar, as
+            `Member` writes it; or the file's bytes.
         root: the media root. Links are followed, and what they lead to must lie inside it too.
         row: the row's id, for errors.
 
@@ -23,7 +25,10 @@ def resolve(ref: str | bytes, root: Path, row: str) -> Path | bytes:
         DataError: no such file, one outside of the root, one that must be downloaded first, or broken base64.
     """
     inline = _inline(ref, row)
-    return _find(_local(str(ref), row), root, row) if inline is None else inline
+    if inline is not None:
+        return inline
+    packed = member(str(ref))
+    return _find(_local(str(ref), row), root, row) if packed is None else inside(packed, root, row)
 
 
 def locate(ref: str | bytes, where: str) -> Path | bytes:

@@ -9,6 +9,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from mmsft.adapters.spec import Adapter, Layout
+from mmsft.data.members import member
 from mmsft.errors import DataError
 from mmsft.features import FeatureStore
 from mmsft.modalities.spec import File, Modality
@@ -96,8 +97,15 @@ class MediaReader:
 
 
 def file_of(media: Media) -> File:
-    """Returns where the medium lies, or its bytes."""
-    return media.ref if isinstance(media.ref, bytes) else Path(media.ref)
+    """Returns where the medium lies, or its bytes.
+
+    Raises:
+        DataError: it lies in a tar that can't be read.
+    """
+    if isinstance(media.ref, bytes):
+        return media.ref
+    packed = member(media.ref)
+    return Path(media.ref) if packed is None else packed.read()
 
 
 @contextmanager

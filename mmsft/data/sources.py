@@ -14,6 +14,7 @@ from mmsft.data.jsonrows import JsonRows
 from mmsft.data.objects import open_object
 from mmsft.data.parquet import ParquetRows
 from mmsft.data.rows import Rows
+from mmsft.data.tar import is_tar, open_tar
 from mmsft.errors import ConfigError, DataError, suggest
 
 _HEAD = 1 << 16
@@ -59,6 +60,8 @@ def _open_file(path: Path) -> Rows:
         rows = ArrowRows(path)
     elif path.suffix.lower() in DELIMITERS:
         rows = open_delimited(file, _begin(head))
+    elif is_tar(head):
+        rows = open_tar(file)
     else:
         rows = _open_json(file, head)
     if not len(rows):

@@ -11,6 +11,7 @@ from mmsft.config.kinds import imported
 from mmsft.config.wording import wrong
 from mmsft.data.formats.alpaca import alpaca
 from mmsft.data.formats.baize import baize
+from mmsft.data.formats.conversation import conversation
 from mmsft.data.formats.dolly import dolly
 from mmsft.data.formats.inputs_targets import inputs_targets
 from mmsft.data.formats.lamm import lamm
@@ -36,6 +37,7 @@ Format: TypeAlias = Callable[[Record, str], Conversation]
 FORMATS: Final[Mapping[str, Callable[..., Conversation]]] = {
     "alpaca": alpaca,
     "baize": baize,
+    "conversation": conversation,
     "dolly": dolly,
     "inputs_targets": inputs_targets,
     "lamm": lamm,
@@ -71,6 +73,7 @@ __all__ = [
     "Format",
     "alpaca",
     "baize",
+    "conversation",
     "dolly",
     "format_named",
     "inputs_targets",

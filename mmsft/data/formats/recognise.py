@@ -75,6 +75,7 @@ SIGNS: Final[Mapping[str, Sign]] = {
         _NO_PAIR,
     ),
     "baize": _is_baize,
+    "conversation": lambda row: "parts" in _first(row, "turns"),
     "dolly": _both(_has("instruction", "response", "context|category"), _without("output"), _NO_PAIR),
     "inputs_targets": _has("inputs|inputs_pretokenized", "targets|targets_pretokenized"),
     "lamm": _both(_has("conversations", "pcl|task_type"), _NO_PAIR),

@@ -8,7 +8,12 @@ from mmsft.types import Conversation, Record
 def sharegpt(record: Record, row: str) -> Conversation:
     """Reads ``{"conversations": [{"from": "human", "value": "…"}, …], "system": "…", "tools": "[…]"}``.
 
+    Turns that are plain texts, as LIMA has them, are the human's and the assistant's in turn.
+
     Raises:
         DataError: the row isn't of this form.
     """
-    return read_dialogue(record, row, require(record, ("conversations", "conversation", "messages"), row))
+    listed = require(record, ("conversations", "conversation", "messages"), row)
+    if isinstance(listed, list | tuple) and listed and all(isinstance(turn, str) for turn in listed):
+        listed = [{"from": ("human", "gpt")[number % 2], "value": turn} for number, turn in enumerate(listed)]
+    return read_dialogue(record, row, listed)
