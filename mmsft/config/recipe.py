@@ -38,7 +38,8 @@ class SourceConfig(Strict):
 
     Attributes:
         path: JSON, JSONL, Parquet, Arrow, CSV, a folder of one of these, of the `datasets` library, or of media; or a
-            pattern, ``data/part-*.jsonl``. Relative to the working directory, or ``asset:NAME/FILE``.
+            pattern, ``data/part-*.jsonl``. Relative to the working directory, ``asset:NAME/FILE``, or on the hub,
+            ``hub:OWNER/NAME/FILE``.
         split: of a folder with several.
         sha256: of the file; another one is refused.
         format: ``auto`` (recognised from the rows), a name in `mmsft.data.formats.FORMATS`, or
@@ -151,6 +152,8 @@ class ValidationConfig(Strict):
 
     Attributes:
         fraction: of all rows; rows with media in common stay on one side.
+        near: keeps rows on one side of a `fraction` whose texts have at least this part of their word sequences in
+            common, e.g. 0.8; by MinHash, with ``pip install 'mmsft[near]'``.
         source: name of the recipe's source that is held out whole.
         file: rows of their own.
         seed: of the fraction and of the order in which held-out rows are asked; apart from the run's, so that runs of
@@ -160,7 +163,15 @@ class ValidationConfig(Strict):
     fraction: float | None = Field(default=None, gt=0, lt=1)
     source: str | None = None
     file: SourceConfig | None = Field(default=None, validate_default=True)
+    near: float | None = Field(default=None, gt=0, lt=1, validate_default=True)
     seed: int = Field(default=0, ge=0, lt=1 << 63)
+
+    @field_validator("near")
+    @classmethod
+    def _of_a_fraction(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("fraction") is None and "fraction" in info.data:
+            raise ValueError("it says which rows a fraction keeps together; leave it out")
+        return value
 
     @field_validator("file")
     @classmethod

@@ -10,6 +10,7 @@ import numpy as np
 from mmsft.config import RecipeConfig, ValidationConfig
 from mmsft.config.values import source_name
 from mmsft.data.mix import Item, draws, whole
+from mmsft.data.near import Near
 from mmsft.data.order import Numbers, Order, permutation
 from mmsft.data.shared import beginning, group, key
 from mmsft.data.source import Source, open_source, shown_by
@@ -193,7 +194,8 @@ class Mixture:
     def _draw(self, node: _Node, split: ValidationConfig, fraction: float) -> None:
         leaves = list(node.leaves())
         train = np.concatenate([_pairs(leaf) for leaf in leaves])
-        drawn = draw((self._shown(pair) for pair in train), split.seed, fraction)
+        near = Near(split.near) if split.near else None
+        drawn = draw((self._shown(pair, near) for pair in train), split.seed, fraction)
         _refuse_lopsided(drawn, fraction)
         node.held_out = np.concatenate([node.held_out, train[drawn.held_out]])
         parts = np.split(~drawn.held_out, np.cumsum([len(leaf.rows) for leaf in leaves])[:-1])
@@ -237,13 +239,16 @@ class Mixture:
         except DataError:
             return key((source, row))
 
-    def _shown(self, pair: Ints) -> list[bytes]:
-        """Returns what a row shows: its media as it writes them, wherever the data lies, or itself."""
+    def _shown(self, pair: Ints, near: Near | None) -> list[bytes]:
+        """Returns what a row shows: its media as it writes them, wherever they lie, or itself; and what is near it."""
+        source, row = self.sources[int(pair[0])], int(pair[1])
         try:
-            media = self.sources[int(pair[0])].media(int(pair[1]))
+            shown = [shown_by(medium.ref) for medium in source.media(row)] or [shown_by(self.row_id(pair))]
+            if near is not None:
+                shown += near.keys(" ".join(turn.text for turn in source.written(row).turns))
         except DataError:
             return []
-        return [shown_by(medium.ref) for medium in media] or [shown_by(self.row_id(pair))]
+        return shown
 
 
 def _pairs(leaf: _Leaf) -> Ints:

@@ -16,7 +16,9 @@ from mmsft.data.formats import IN_COLUMNS, Format, format_named, with_options
 from mmsft.data.formats.media_tags import media_in_columns
 from mmsft.data.formats.recognise import recognise
 from mmsft.data.formats.regions import Size
+from mmsft.data.hub import place
 from mmsft.data.media import resolve
+from mmsft.data.members import Member
 from mmsft.data.rows import Rows
 from mmsft.data.sources import open_rows
 from mmsft.data.wordings import EachWording, Wordings, read_wordings
@@ -159,14 +161,14 @@ def open_source(config: SourceConfig, name: str, count: Callable[[], Callable[[s
     problems = Problems()
     with problems.collect():
         assert config.path is not None  # a recipe in the place of a path is opened by its sources
-        path = assets.resolve(config.path)
+        path = place(config.path)
         if config.sha256:
             _check_sum(path, config.sha256, name)
         rows, root = open_rows(path, config.split), path if path.is_dir() else path.parent
         _check_columns(rows, config, name)
     with problems.collect():
         if config.media_root:
-            root = assets.resolve(config.media_root)
+            root = place(config.media_root)
             if not root.is_dir():
                 raise ConfigError(f"source {name!r}: media_root {str(root)!r} is not a folder")
     wordings: Wordings | None = None
@@ -237,7 +239,7 @@ def _size(root: Path, media: Media) -> Size:
     """Returns a picture's size."""
     file = resolve(media.ref, root, str(media))
     try:
-        return Size(*picture_size(file))
+        return Size(*picture_size(file.read() if isinstance(file, Member) else file))
     except DataError as error:
         raise DataError(f"{media}: {error}") from error
 
