@@ -14,7 +14,9 @@ from tests.makers import needs_assets
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
-RECIPES = sorted((ROOT / "data_recipes").rglob("*.yaml"))
+RECIPES = sorted(
+    file for file in (ROOT / "data_recipes").rglob("*.yaml") if "asset:" in file.read_text(encoding="utf-8")
+)
 
 
 def _shortened(path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
