@@ -262,16 +262,53 @@ def data_stats(
     stage: OfStage = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Read at most so many; all by default.")] = None,
     tokenizer: OfRecipe = None,
+    html: Html = None,
     as_json: AsJson = False,
 ) -> None:
     """Count what rows are made of. Lengths, tokens by source and modality, duplicates, and how full packs get."""
+    from mmsft.report.stats import stats_page
     from mmsft.run.show import stage_named
     from mmsft.run.stats import stats
     from mmsft.run.targets import load_target
 
     run = load_target(data, overrides or [], tokenizer).run
     found = stats(run, stage_named(run, stage), rows)
+    if html is not None:
+        _write(html, stats_page(data, [found.as_dict()], {source.name: source.lengths for source in found.sources}))
+        return
     _print(found.as_dict() if as_json else "\n".join(found.lines()))
+
+
+@data_app.command(name="build")
+def data_build(
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The folder of the shards.", show_default=False)],
+    overrides: Overrides = None,
+    stage: OfStage = None,
+    megabytes: Annotated[int, typer.Option(min=1, help="A shard's size.")] = 256,
+    tokenizer: OfRecipe = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a recipe's rows and media into WebDataset shards. A build that was stopped goes on."""
+    from dataclasses import asdict
+
+    from mmsft.data.shards import build
+    from mmsft.run.show import stage_named
+    from mmsft.run.targets import load_target
+
+    run = load_target(data, overrides or [], tokenizer).run
+    mixture = run.mixture(stage_named(run, stage).recipe)
+    parts = {"train": mixture.train, "held_out": mixture.held_out}
+    built = [
+        build(mixture, pairs, out, part, megabytes * 1_000_000, tell=lambda line: typer.echo(line, err=True))
+        for part, pairs in parts.items()
+        if len(pairs)
+    ]
+    if as_json:
+        _print({"out": str(out), "parts": [asdict(part) for part in built]})
+        return
+    for part in built:
+        typer.echo(f"{out}: {part.rows:,} rows of {part.part} in {len(part.shards):,} shards, {part.lost:,} lost")
 
 
 @assets_app.command(name="fetch")

@@ -8,8 +8,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from mmsft.data.media_reader import file_of
 from mmsft.errors import DataError
 from mmsft.modalities.picture import read_picture
+from mmsft.modalities.spec import File
 from mmsft.report.page import page
 from mmsft.types import Encoded, Media
 
@@ -112,9 +114,10 @@ def medium(media: Media) -> Medium:
     name += "".join(f" {option}={value}" for option, value in media.options)
     try:
         if media.modality == "image":
-            return Medium("image", name, _thumbnail(media.ref))
+            return Medium("image", name, _thumbnail(file_of(media)))
         if media.modality in ("audio", "video"):
-            data = media.ref if isinstance(media.ref, bytes) else Path(media.ref).read_bytes()
+            file = file_of(media)
+            data = file if isinstance(file, bytes) else file.read_bytes()
             if len(data) > _LARGEST:
                 return Medium("", name, "", f"{len(data) / 2**20:.0f} MiB, too large for a page")
             return Medium(media.modality, name, _uri(data, _type(media)))
@@ -123,8 +126,8 @@ def medium(media: Media) -> Medium:
     return Medium("", name, "", f"a page can't show {media.modality}")
 
 
-def _thumbnail(ref: str | bytes) -> str:
-    image = read_picture(Path(ref) if isinstance(ref, str) else ref)
+def _thumbnail(file: File) -> str:
+    image = read_picture(file)
     image.thumbnail((_SIDE, _SIDE))
     out = BytesIO()
     image.save(out, "PNG")
