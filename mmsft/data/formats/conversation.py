@@ -117,8 +117,8 @@ def _weight(item: Mapping[str, Any], where: str) -> float:
 
 
 def _whole(item: Mapping[str, Any], name: str, least: int, where: str, default: int | None) -> int | None:
-    value = item.get(name, default)
-    if value is default:
+    value = item.get(name)
+    if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise DataError(f"{where}: {name} must be a whole number from {least} up, got {show(value)}")
