@@ -224,7 +224,7 @@ def data_show(
     from mmsft.run.show import drawn_rows, show_rows
     from mmsft.run.targets import load_target
 
-    run = load_target(data, overrides or [], tokenizer).run
+    run = load_target(data, overrides or [], tokenizer)
     if html is not None:
         _write(html, rows_page(data, list(drawn_rows(run, stage, start, rows))))
         return
@@ -248,7 +248,7 @@ def data_check(
     from mmsft.run.audit import audit
     from mmsft.run.targets import load_target
 
-    run = load_target(data, overrides or [], tokenizer).run
+    run = load_target(data, overrides or [], tokenizer)
     found = audit(run, decode=not headers, tell=lambda line: typer.echo(line, err=True))
     _print(found.as_dict() if as_json else found.text())
     if not found.ok:
@@ -271,7 +271,7 @@ def data_stats(
     from mmsft.run.stats import stats
     from mmsft.run.targets import load_target
 
-    run = load_target(data, overrides or [], tokenizer).run
+    run = load_target(data, overrides or [], tokenizer)
     found = stats(run, stage_named(run, stage), rows)
     if html is not None:
         _write(html, stats_page(data, [found.as_dict()], {source.name: source.lengths for source in found.sources}))
@@ -296,7 +296,7 @@ def data_build(
     from mmsft.run.show import stage_named
     from mmsft.run.targets import load_target
 
-    run = load_target(data, overrides or [], tokenizer).run
+    run = load_target(data, overrides or [], tokenizer)
     mixture = run.mixture(stage_named(run, stage).recipe)
     parts = {"train": mixture.train, "held_out": mixture.held_out}
     built = [

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
+from mmsft.data.rows import Borders, row_of_table
 from mmsft.errors import DataError
-from mmsft.types import Ints, Record
+from mmsft.types import Record
 
 MAGIC = b"ARROW1"
 """Begins a file with an index; one that was written as a stream begins otherwise."""
@@ -27,10 +27,10 @@ class ArrowRows:
         self.path = path
         self._batches: list[Any] | None = None
         counts = [batch.num_rows for batch in self._opened()]
-        self._starts: Ints = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+        self._borders = Borders.of(counts)
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._borders)
 
     def row_id(self, index: int) -> str:
         """Returns ``file.arrow:12``, counted from 1."""
@@ -43,15 +43,8 @@ class ArrowRows:
             IndexError: there is no such row.
             DataError: the row can't be decoded.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.path.name} has {len(self)} rows, there is no row {index}")
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        try:
-            batch = self._opened()[number]
-            row: dict[str, Any] = batch.slice(index - int(self._starts[number]), 1).to_pylist()[0]
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{self.row_id(index)}: can't be decoded: {error}; fetch or write the file again") from None
-        return row
+        part, row = self._borders.place(index, self.path.name)
+        return row_of_table(lambda: self._opened()[part], row, self.row_id(index))
 
     def _opened(self) -> list[Any]:
         if self._batches is None:

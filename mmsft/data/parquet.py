@@ -4,12 +4,12 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from mmsft.data.rows import Borders, row_of_table
 from mmsft.errors import DataError
-from mmsft.types import Ints, Record
+from mmsft.types import Record
 
 CACHE_BYTES = 256 << 20
 
@@ -32,10 +32,10 @@ class ParquetRows:
         self._file: Any = None
         metadata = self._opened().metadata
         counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-        self._starts: Ints = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+        self._borders = Borders.of(counts)
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._borders)
 
     def row_id(self, index: int) -> str:
         """Returns ``file.parquet:12``, counted from 1."""
@@ -48,14 +48,8 @@ class ParquetRows:
             IndexError: there is no such row.
             DataError: the row or its row group can't be decoded.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.path.name} has {len(self)} rows, there is no row {index}")
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        try:
-            row: dict[str, Any] = self._group(number).slice(index - int(self._starts[number]), 1).to_pylist()[0]
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{self.row_id(index)}: can't be decoded: {error}; fetch or write the file again") from None
-        return row
+        part, row = self._borders.place(index, self.path.name)
+        return row_of_table(lambda: self._group(part), row, self.row_id(index))
 
     def _group(self, number: int) -> Any:
         if number in self._groups:

@@ -1,12 +1,14 @@
 """Rows that are read when they are asked for: what every kind of file gives."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
+from mmsft.errors import DataError
 from mmsft.types import Ints, Record
 
 
@@ -29,6 +31,58 @@ class Rows(Protocol):
 
 
 @dataclass(frozen=True)
+class Borders:
+    """Where the parts of a whole begin, e.g. the row groups of a file.
+
+    Attributes:
+        starts: [parts + 1] first row of each part, and one past the last row.
+    """
+
+    starts: Ints
+
+    @classmethod
+    def of(cls, counts: Iterable[int]) -> "Borders":
+        """Returns the borders of parts with so many rows."""
+        return cls(np.cumsum([0, *counts], dtype=np.int64))
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def place(self, index: int, name: str) -> tuple[int, int]:
+        """Returns the part in which a row lies, and its number there.
+
+        Args:
+            index: of the row.
+            name: of the whole, for the error.
+
+        Raises:
+            IndexError: there is no such row.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{name} has {len(self)} rows, there is no row {index}")
+        part = int(np.searchsorted(self.starts, index, side="right")) - 1
+        return part, index - int(self.starts[part])
+
+
+def row_of_table(table: Callable[[], Any], index: int, row: str) -> Record:
+    """Reads a row of one of Arrow's tables or batches.
+
+    Args:
+        table: returns it.
+        index: of the row in it.
+        row: the row's id, for errors.
+
+    Raises:
+        DataError: the table or the row can't be decoded.
+    """
+    try:
+        record: dict[str, Any] = table().slice(index, 1).to_pylist()[0]
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{row}: can't be decoded: {error}; fetch or write the file again") from None
+    return record
+
+
+@dataclass(frozen=True)
 class ManyRows:
     """The rows of several files, one after the other.
 
@@ -39,7 +93,7 @@ class ManyRows:
     parts: Sequence[Rows]
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._borders)
 
     def __getitem__(self, index: int) -> Record:
         """Reads a row.
@@ -57,11 +111,9 @@ class ManyRows:
         return part.row_id(row)
 
     @cached_property
-    def _starts(self) -> Ints:
-        return np.concatenate([[0], np.cumsum([len(part) for part in self.parts], dtype=np.int64)]).astype(np.int64)
+    def _borders(self) -> Borders:
+        return Borders.of(map(len, self.parts))
 
     def _place(self, index: int) -> tuple[Rows, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"there are {len(self)} rows, there is no row {index}")
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return self.parts[number], index - int(self._starts[number])
+        part, row = self._borders.place(index, "the source")
+        return self.parts[part], row

@@ -1,7 +1,6 @@
 """What the commands that look at data take: a run's config, a run folder, or a recipe by itself."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -17,20 +16,7 @@ TOKENIZER: Final = "asset:smollm2-135m-instruct"
 """Counts a recipe's tokens where no other is named."""
 
 
-@dataclass(frozen=True)
-class Target:
-    """Data to look at.
-
-    Attributes:
-        run: whose stages read it.
-        tokenizer: the name of the one that a recipe by itself is read with; None = the run's own.
-    """
-
-    run: Run
-    tokenizer: str | None = None
-
-
-def load_target(name: str, overrides: Sequence[str] = (), tokenizer: str | None = None) -> Target:
+def load_target(name: str, overrides: Sequence[str] = (), tokenizer: str | None = None) -> Run:
     """Loads a run, or a recipe as the only stage of one without a model: media are then a token each.
 
     Args:
@@ -45,10 +31,10 @@ def load_target(name: str, overrides: Sequence[str] = (), tokenizer: str | None 
     if path.is_dir() or (path.is_file() and not is_recipe(path)):
         if tokenizer is not None:
             raise ConfigError(f"--tokenizer {tokenizer}: {name} is a run, and has one of its own; leave it out")
-        return Target(load_run(path, overrides))
+        return load_run(path, overrides)
     chosen = tokenizer or _default()
     resolvers = {"modality": modality_spec, "adapter": adapter_spec}
-    return Target(Run(*read_recipe(name, overrides, resolvers, chosen, towers())), chosen)
+    return Run(*read_recipe(name, overrides, resolvers, chosen, towers()))
 
 
 def _default() -> str:

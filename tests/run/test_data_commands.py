@@ -30,8 +30,8 @@ def test_a_recipe_by_itself_is_read_by_name_or_file(lab: Lab, monkeypatch: pytes
     file = recipe_file(lab)
     monkeypatch.chdir(lab.folder)
     for name in ("mine", str(file), "data_recipes/mine.yaml"):
-        target = load_target(name, ["length=99"], tokenizer(lab))
-        [stage] = target.run.config.stages
+        run = load_target(name, ["length=99"], tokenizer(lab))
+        [stage] = run.config.stages
         assert stage.recipe == RecipeConfig.model_validate(lab.recipe(length=99))
     with pytest.raises(ConfigError, match=r"no recipe 'mien' \(did you mean 'mine'\?\)"):
         load_target("mien", [], tokenizer(lab))
@@ -41,13 +41,13 @@ def test_a_recipe_by_itself_is_read_by_name_or_file(lab: Lab, monkeypatch: pytes
 
 def test_a_run_has_a_tokenizer_of_its_own(lab: Lab) -> None:
     file = lab.write(lab.config("a"))
-    assert load_target(str(file)).run.config.out == str(lab.folder / "a")
+    assert load_target(str(file)).config.out == str(lab.folder / "a")
     with pytest.raises(ConfigError, match="is a run, and has one of its own"):
         load_target(str(file), [], tokenizer(lab))
 
 
 def test_of_a_recipe_alone_each_medium_is_a_token(lab: Lab) -> None:
-    run = load_target(str(recipe_file(lab)), [], tokenizer(lab)).run
+    run = load_target(str(recipe_file(lab)), [], tokenizer(lab))
     [stage] = run.config.stages
     [source] = stats(run, stage).sources
     assert source.media["image"] == source.slots["image"] == 16  # of 24 rows every third is text
