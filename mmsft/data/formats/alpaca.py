@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmsft.data.formats.dialogue import read_dialogue
-from mmsft.data.formats.fields import find, require, show, text
+from mmsft.data.formats.fields import find, require, show, with_more
 from mmsft.errors import DataError
 from mmsft.types import Conversation, Record
 
@@ -18,10 +18,7 @@ def alpaca(record: Record, row: str) -> Conversation:
     Raises:
         DataError: the row isn't of this form.
     """
-    question = text(require(record, ("instruction", "prompt", "query"), row), f"{row}: instruction")
-    more = find(record, ("input",), row)
-    if more is not None and text(more, f"{row}: input").strip():
-        question = f"{question}\n{text(more, f'{row}: input')}"
+    question = with_more(record, ("instruction", "prompt", "query"), "input", row)
     turns = [*_history(record, row), _turn("user", question)]
     return read_dialogue(record, row, [*turns, _turn("assistant", require(record, ("output", "response"), row))])
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from mmsft.data.formats.dialogue import read_dialogue
-from mmsft.data.formats.fields import find, require, text
+from mmsft.data.formats.fields import find, require, text, with_more
 from mmsft.types import Conversation, Record
 
 
@@ -16,10 +16,7 @@ def dolly(record: Record, row: str) -> Conversation:
     Raises:
         DataError: the row isn't of this form.
     """
-    question = text(require(record, ("instruction",), row), f"{row}: instruction")
-    context = find(record, ("context",), row)
-    if context is not None and (given := text(context, f"{row}: context")).strip():
-        question = f"{question}\n{given}"
+    question = with_more(record, ("instruction",), "context", row)
     turns = [
         {"role": "user", "content": question},
         {"role": "assistant", "content": require(record, ("response",), row)},

@@ -51,6 +51,24 @@ def text(value: Any, where: str) -> str:
     raise DataError(f"{where}: expected text, got {show(value)}; write it as a string")
 
 
+def with_more(record: Mapping[str, Any], names: Sequence[str], more: str, where: str) -> str:
+    """Returns an instruction, and what goes with it on the next line, unless that says nothing.
+
+    Args:
+        record: the row.
+        names: of the instruction's column.
+        more: name of the other column.
+        where: the row's id.
+
+    Raises:
+        DataError: there is no instruction, or one of them isn't a text.
+    """
+    said = text(require(record, names, where), f"{where}: {names[0]}")
+    value = find(record, (more,), where)
+    given = "" if value is None else text(value, f"{where}: {more}")
+    return f"{said}\n{given}" if given.strip() else said
+
+
 def mapping(value: Any, where: str) -> Mapping[str, Any]:
     """Returns an object.
 

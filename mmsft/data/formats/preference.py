@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Final, Literal
 
 from mmsft.data.formats.dialogue import read_dialogue
-from mmsft.data.formats.fields import find, items, require, show, text
+from mmsft.data.formats.fields import find, items, require, show, with_more
 from mmsft.data.formats.prompt_completion import turns_of
 from mmsft.errors import DataError
 from mmsft.types import Conversation, Record, Turn
@@ -104,12 +104,8 @@ def _learned(turn: Turn) -> Turn:
 
 def _prompt(record: Record, row: str) -> list[Any] | None:
     """Returns the turns before the answers, or None where no column holds them."""
-    instruction = find(record, ("instruction",), row)
-    if instruction is not None:
-        more = find(record, ("input",), row)
-        given = "" if more is None else text(more, f"{row}: input")
-        said = text(instruction, f"{row}: instruction")
-        return [{"role": "user", "content": f"{said}\n{given}" if given.strip() else said}]
+    if record.get("instruction") is not None:
+        return [{"role": "user", "content": with_more(record, ("instruction",), "input", row)}]
     value = find(record, ("prompt", "conversations", "messages", "question"), row)
     return None if value is None else turns_of(_dialogue(value), "user", f"{row}: prompt")
 

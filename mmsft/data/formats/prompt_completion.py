@@ -17,16 +17,8 @@ def prompt_completion(record: Record, row: str) -> Conversation:
         DataError: the row isn't of this form.
     """
     before = turns_of(require(record, ("prompt",), row), "user", f"{row}: prompt", weight=0)
-    return read_dialogue(record, row, [*before, *turns_of(completion(record, row), "assistant", f"{row}: completion")])
-
-
-def completion(record: Record, row: str) -> Any:
-    """Returns what the row holds as its completion.
-
-    Raises:
-        DataError: it has none.
-    """
-    return require(record, ("completion", "response"), row)
+    behind = turns_of(require(record, ("completion", "response"), row), "assistant", f"{row}: completion")
+    return read_dialogue(record, row, [*before, *behind])
 
 
 def turns_of(value: Any, role: str, where: str, weight: float | None = None) -> list[Any]:
