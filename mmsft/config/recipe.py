@@ -10,6 +10,7 @@ from mmsft.config.values import (
     Name,
     Strings,
     distinct,
+    setting,
     source_name,
 )
 
@@ -57,7 +58,7 @@ class SourceConfig(Strict):
         repeat: how often each row comes in an epoch; 0.5 = in every second one.
         cap: most rows of it in an epoch; the next epoch takes the next ones.
         recipe: sources and mix of another recipe, which count as one source; what it holds out stays held out. Its
-            `template`, `learn` and `template_kwargs` must be those of the recipe around it.
+            `template`, `learn` and `template_kwargs` must be those of the recipe around it, which decides all else.
     """
 
     path: Name | None = None
@@ -179,6 +180,10 @@ class ValidationConfig(Strict):
         ways = [*info.data.values(), value]
         if len(ways) == 3 and sum(way is not None for way in ways) != 1:
             raise ValueError("state exactly one of fraction, source and file")
+        given = {name: setting(value, name) for name in ("recipe", "weight", "repeat", "cap")} if value else {}
+        idle = [name for name, stated in given.items() if stated != SourceConfig.model_fields[name].default]
+        if idle:
+            raise ValueError(f"held-out rows come from one file, each once; leave out {', '.join(idle)}")
         return value
 
 

@@ -266,6 +266,11 @@ def _refuse_other_writing(inner: RecipeConfig, outer: RecipeConfig, name: str) -
             f"source {name!r}: its recipe states {told}; one recipe writes and learns all rows alike: state the same "
             "in both, or train on it in a stage of its own"
         )
+    if inner.mix.order != "shuffled":
+        raise ConfigError(
+            f"source {name!r}: its recipe has `order: {inner.mix.order}`, and the recipe around it shuffles all rows "
+            "or puts one source behind the other; state the order there"
+        )
 
 
 def _refuse_lopsided(drawn: Drawn, fraction: float) -> None:

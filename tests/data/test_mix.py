@@ -175,6 +175,25 @@ def test_a_nested_recipe_that_writes_otherwise_is_refused(tmp_path: Path) -> Non
         opened({"sources": [{"recipe": inner, "name": "inner"}]})
 
 
+def test_an_order_inside_of_a_nested_recipe_is_refused_since_it_would_mean_nothing(tmp_path: Path) -> None:
+    inner = {"sources": [{"path": file(tmp_path, "b", 3)}], "mix": {"order": "sequential"}}
+    with pytest.raises(ConfigError, match=r"has `order: sequential`.*state the order there"):
+        opened({"sources": [{"recipe": inner, "name": "inner"}]})
+
+
+@pytest.mark.parametrize("idle", [{"repeat": 2}, {"cap": 3}, {"weight": 1}])
+def test_held_out_rows_are_not_mixed(idle: dict[str, Any]) -> None:
+    recipe = {"sources": [{"path": "a"}], "validation": {"file": {"path": "b", **idle}}}
+    with pytest.raises(ValidationError, match=f"each once; leave out {next(iter(idle))}"):
+        RecipeConfig.model_validate(recipe)
+
+
+def test_held_out_rows_come_from_a_file_and_not_from_a_recipe() -> None:
+    held_out = {"name": "n", "recipe": {"sources": [{"path": "b"}]}}
+    with pytest.raises(ValidationError, match="leave out recipe"):
+        RecipeConfig.model_validate({"sources": [{"path": "a"}], "validation": {"file": held_out}})
+
+
 @pytest.mark.parametrize(
     ("recipe", "says"),
     [
