@@ -23,6 +23,10 @@ _PROBES: Final = ("a", " a", "\n", "<")
 _REMEMBERED: Final = 128
 _SHORT: Final = 4096
 
+# Words whose ids the library remembers. By default it is the first 10,000 that it meets, which a few hundred rows fill;
+# an entry takes some 100 bytes.
+_WORDS: Final = 200_000
+
 
 class Ended(NamedTuple):
     """A rendered reply: what is said, and the token that ends it, which is empty where none does."""
@@ -52,6 +56,10 @@ class Tokenizer:
         self._backend = copy.deepcopy(hf.backend_tokenizer)
         self._backend.no_padding()
         self._backend.no_truncation()
+        # Not documented, and models that look up whole words don't have it; without it, tokens are the same.
+        remember = getattr(self._backend.model, "_resize_cache", None)
+        if remember is not None:
+            remember(_WORDS)
         added = {id: token for id, token in hf.added_tokens_decoder.items() if token.content.strip()}
         tokens = list(added.values())
         self.added = tuple(sorted((token.content for token in tokens), key=len, reverse=True))
