@@ -32,7 +32,7 @@ value; it can be run again.
   `accelerate launch --num_processes 2 -m mmsft train run.yaml`, or
   `torchrun --nproc_per_node 2 -m mmsft train run.yaml` (without a GPU, `ACCELERATE_USE_CPU=true` before it).
 - A run that was stopped goes on with the same command. Settings that decide no weight beyond its rounding may change
-  meanwhile: `out` (with the folder), `workers`, `features`, `save` and `loggers`; a stage's `micro_batch`,
+  meanwhile: `out` (with the folder), `workers`, `features`, `tokens`, `save` and `loggers`; a stage's `micro_batch`,
   `activation_checkpointing` and `evaluate`; a recipe's `budget`; a source's `licence`, `tags` and `media_root`.
 - Scalars are those of YAML 1.2: `1e-3` is a number; `yes`, `off` and `12:30` are text. Anchors and `<<` work.
 

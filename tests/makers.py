@@ -112,6 +112,7 @@ class Lab:
             "precision": "fp32",
             "workers": 0,
             "features": {"folder": str(self.folder / "features")},
+            "tokens": {"folder": str(self.folder / "tokens")},
             "model": self.model(),
             "stages": list(stages or [self.stage()]),
             "save": {"every": "2 steps", "keep": 2},

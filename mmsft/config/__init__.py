@@ -9,13 +9,13 @@ from mmsft.config.recipe import MixConfig, RecipeConfig, SourceConfig, Templates
 from mmsft.config.run import (
     Checkpointing,
     EvaluationConfig,
-    FeaturesConfig,
     GroupConfig,
     OptimizerConfig,
     RunConfig,
     SaveConfig,
     ScheduleConfig,
     StageConfig,
+    StoreConfig,
 )
 from mmsft.config.values import Spec
 
@@ -23,7 +23,6 @@ __all__ = [
     "Checkpointing",
     "DecoderConfig",
     "EvaluationConfig",
-    "FeaturesConfig",
     "GroupConfig",
     "LoraConfig",
     "MixConfig",
@@ -37,6 +36,7 @@ __all__ = [
     "SourceConfig",
     "Spec",
     "StageConfig",
+    "StoreConfig",
     "TemplatesConfig",
     "TowerConfig",
     "ValidationConfig",

@@ -155,13 +155,13 @@ class SaveConfig(Strict):
     keep: int = Field(default=2, ge=1)
 
 
-class FeaturesConfig(Strict):
-    """The store of what frozen encoders give, so that a medium is decoded and encoded once.
+class StoreConfig(Strict):
+    """A store on disk of what would be computed again: frozen encoders' features, or rows' tokens.
 
     Attributes:
-        folder: where it lies; null = ``features`` in the cache folder, $MMSFT_CACHE or ~/.cache/mmsft.
-        limit: of all that lies there, e.g. ``20 GB``. Encoders that weren't used for a day make room; else what finds
-            no room is encoded at each use.
+        folder: where it lies; null = ``features`` or ``tokens`` in the cache folder, $MMSFT_CACHE or ~/.cache/mmsft.
+        limit: of all that lies there, e.g. ``20 GB``. What is of encoders and tokenizers that weren't used for a day
+            makes room; else what finds no room is computed at each use.
     """
 
     folder: str | None = None
@@ -179,6 +179,7 @@ class RunConfig(Strict):
         precision: bf16 computes under autocast.
         workers: processes that read and tokenise rows.
         features: the store of frozen encoders' features; null = they are computed at each use.
+        tokens: the store of rows' tokens; null = rows are tokenised at each use.
         save: checkpoints.
         loggers: trackers of accelerate, e.g. ``tensorboard``, ``wandb``.
     """
@@ -193,7 +194,8 @@ class RunConfig(Strict):
     seed: int = Field(default=0, ge=0, lt=1 << 63)
     precision: Literal["fp32", "bf16"] = Field(default="bf16", validate_default=True)
     workers: int = Field(default=1, ge=0)
-    features: FeaturesConfig | None = FeaturesConfig()
+    features: StoreConfig | None = StoreConfig()
+    tokens: StoreConfig | None = StoreConfig()
     save: SaveConfig = SaveConfig()
     loggers: Strings = ()
 

@@ -1,6 +1,7 @@
 """From rows to micro-batches: rows that stand together become trees, trees become packs of like size."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from mmsft.data.mixture import Mixture
 from mmsft.data.pack import bins, cut, deal, filled, padded
 from mmsft.data.prefix import prefixes
 from mmsft.data.seq2seq import by_prompt, shape
+from mmsft.data.token_store import TokenStore, encoded_of, entry_of
 from mmsft.errors import DataError, LeftOut
 from mmsft.types import Batch, Conversation, Encoded, Ints, Media
 
@@ -106,12 +108,14 @@ class Encoding:
         reader: of media.
         micro_tokens: most tokens of a micro-batch, padding included; no thread is longer.
         packs: the model takes trees; else their threads are padded. An encoder–decoder's prompts are padded, each once.
+        tokens: where rows are kept once they are tokenised; None = nowhere.
     """
 
     encoder: ChatEncoder
     reader: MediaReader
     micro_tokens: int
     packs: bool = True
+    tokens: TokenStore | None = None
 
     def row(self, mixture: Mixture, pair: Ints) -> Encoded:
         """Reads and encodes the row (source, row); media are probed, not loaded.
@@ -122,10 +126,13 @@ class Encoding:
         return self.encoder.encode(mixture.conversation(pair), source=int(pair[0]))
 
     def rows(self, mixture: Mixture, pairs: Ints) -> list[Encoded | Entry]:
-        """Reads and encodes rows [n, 2]."""
-        fates: dict[int, Encoded | Entry] = {}
+        """Reads and encodes rows [n, 2]; those that are in store needn't be encoded."""
+        keys = {} if self.tokens is None else _keys(mixture, pairs)
+        fates: dict[int, Encoded | Entry] = {**self._stored(mixture, pairs, keys)}
         read: dict[int, Conversation] = {}
         for number, pair in enumerate(pairs):
+            if number in fates:
+                continue
             try:
                 read[number] = mixture.conversation(pair)
             except DataError as error:
@@ -133,6 +140,10 @@ class Encoding:
         encoded = self.encoder.encode_all(list(read.values()), [int(pairs[number][0]) for number in read])
         for number, row in zip(read, encoded, strict=True):
             fates[number] = row if isinstance(row, Encoded) else lost(mixture.row_id(pairs[number]), row)
+        if self.tokens is not None:
+            new = ((keys[number], fates[number]) for number in read if number in keys)
+            made = {key: entry_of(row, self.encoder) for key, row in new if isinstance(row, Encoded)}
+            self.tokens.put({key: entry for key, entry in made.items() if entry is not None})
         return [fates[number] for number in range(len(pairs))]
 
     def read(self, mixture: Mixture, pairs: Ints) -> Read:
@@ -197,6 +208,18 @@ class Encoding:
     def joined(self, rows: Sequence[Encoded], together: Sequence[int]) -> list[Encoded]:
         """Returns the trees that rows make, neighbours with one number joined."""
         return [part.tree for part in self._parts(dict(enumerate(rows)), together, 1)]
+
+    def _stored(self, mixture: Mixture, pairs: Ints, keys: Mapping[int, bytes]) -> dict[int, Encoded]:
+        """Returns those of the rows [n, 2] that are in store, by number."""
+        entries = self.tokens.get(keys.values()) if self.tokens else {}
+        found = {}
+        for number, key in keys.items():
+            if key in entries:
+                pair = pairs[number]
+                row = encoded_of(entries[key], mixture.row_id(pair), int(pair[0]), self.encoder)
+                if row is not None:
+                    found[number] = row
+        return found
 
     @property
     def _pads(self) -> bool:
@@ -295,6 +318,17 @@ class Encoding:
                 if medium in broken:
                     failed.setdefault(number, lost(mixture.row_id(pairs[number]), broken[medium]))
         return loaded, failed
+
+
+def _keys(mixture: Mixture, pairs: Ints) -> dict[int, bytes]:
+    """Returns the keys under which rows [n, 2] are stored, by number, of those that can be."""
+    keys = {}
+    for number, pair in enumerate(pairs):
+        with suppress(DataError):  # told when the row is read
+            key = mixture.key(pair)
+            if key is not None:
+                keys[number] = key
+    return keys
 
 
 def _alone(member: Member) -> Iterator[Member]:

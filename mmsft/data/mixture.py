@@ -127,6 +127,10 @@ class Mixture:
         """Reads the row (source, row)."""
         return self.sources[int(pair[0])].conversation(int(pair[1]))
 
+    def key(self, pair: Ints) -> bytes | None:
+        """Returns a key of all that decides what the row (source, row) says, as `Source.key`."""
+        return self.sources[int(pair[0])].key(int(pair[1]))
+
     def row_id(self, pair: Ints) -> str:
         """Returns the id of the row (source, row), also of one that can't be read."""
         return self.sources[int(pair[0])].rows.row_id(int(pair[1]))

@@ -12,7 +12,7 @@ import numpy as np
 
 from mmsft import assets
 from mmsft.config import SourceConfig
-from mmsft.data.formats import IN_COLUMNS, Format, format_named, with_options
+from mmsft.data.formats import FORMATS, IN_COLUMNS, Format, format_named, options_of, with_options
 from mmsft.data.formats.media_tags import media_in_columns
 from mmsft.data.formats.recognise import recognise
 from mmsft.data.formats.regions import Size
@@ -21,6 +21,7 @@ from mmsft.data.media import resolve
 from mmsft.data.members import Member
 from mmsft.data.rows import Rows
 from mmsft.data.sources import open_rows
+from mmsft.data.token_store import key_of
 from mmsft.data.wordings import EachWording, Wordings, read_wordings
 from mmsft.errors import ConfigError, DataError, Problems, suggest
 from mmsft.modalities.picture import picture_size
@@ -41,6 +42,8 @@ class Source:
         read: from a row and its id to a conversation.
         format: the format's name; empty where templates read the rows.
         root: where its media lie.
+        reading: all that decides how a row is read; None = nobody can tell when it changes.
+        draws: what a row says depends on its id too.
     """
 
     name: str
@@ -49,6 +52,8 @@ class Source:
     read: Format
     format: str
     root: Path
+    reading: str | None = None
+    draws: bool = False
 
     def record(self, row: int) -> Record:
         """Reads a row, its columns renamed as the recipe says.
@@ -90,6 +95,16 @@ class Source:
             if listed is not None:
                 return listed
         return [medium for turn in self.written(row).turns for medium in turn.media]
+
+    def key(self, row: int) -> bytes | None:
+        """Returns the same key for rows of which the same conversation is made, but for its id; None = nobody can tell.
+
+        Raises:
+            DataError: the row can't be read.
+        """
+        if self.reading is None:
+            return None
+        return key_of(self.reading, self.rows.row_id(row) if self.draws else "", self.record(row))
 
     def picked(self) -> Ints:
         """Returns the rows that `where` and `limit` leave.
@@ -184,11 +199,20 @@ def open_source(config: SourceConfig, name: str, count: Callable[[], Callable[[s
     if wordings is not None:
         if wordings.use == "each":
             rows = EachWording(rows, tuple(wording.name for wording in wordings.wordings))
-        return Source(name, config, rows, wordings, "", root)
+        return Source(name, config, rows, wordings, "", root, _reading(config, wordings, root), draws=True)
     given = {"count": count, "size": lambda: partial(_size, root)}
     with _of_source(name):
         format = recognise(_sample(rows, config.columns), str(path)) if config.format == "auto" else config.format
-        return Source(name, config, rows, with_options(format, config.options, given), format, root)
+        read = with_options(format, config.options, given)
+    asked = options_of(format)
+    # Code of the user's may change, and so may the picture whose size a format asks for.
+    told = None if format not in FORMATS or "size" in asked else _reading(config, format, root)
+    return Source(name, config, rows, read, format, root, told, draws="seed" in asked)
+
+
+def _reading(config: SourceConfig, by: Wordings | str, root: Path) -> str:
+    """Returns all that decides how a source's rows are read."""
+    return repr((by, sorted(config.columns.items()), config.options, str(root)))
 
 
 def _check_sum(path: Path, wanted: str, name: str) -> None:

@@ -20,6 +20,7 @@ from mmsft.data.mixture import Measures, Mixture
 from mmsft.data.seq2seq import Sides
 from mmsft.data.shared import tell
 from mmsft.data.template import resolve_template, template_in_file
+from mmsft.data.token_store import TokenStore
 from mmsft.data.tokens import Tokenizer
 from mmsft.errors import ConfigError, Problems
 from mmsft.modalities import modality_spec
@@ -27,7 +28,7 @@ from mmsft.model.build import build_model
 from mmsft.model.decoder import decoder_start, load_tokenizer
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.names import named_parameters
-from mmsft.run.stores import told
+from mmsft.run.stores import root, told
 from mmsft.train import checkpoint as ckpt
 from mmsft.train.checkpoint import Checkpoint
 from mmsft.train.optim import freeze, select
@@ -92,7 +93,13 @@ class Run:
             stage: one of the run's.
             packs: whether the model takes packs of trees.
         """
-        return Encoding(self.encoder(stage.recipe), self.reader, stage.micro_tokens, packs)
+        encoder = self.encoder(stage.recipe)
+        return Encoding(encoder, self.reader, stage.micro_tokens, packs, self.token_store(encoder))
+
+    def token_store(self, encoder: ChatEncoder) -> TokenStore | None:
+        """Returns where an encoder's rows are kept once they are tokenised; None = nowhere."""
+        kept = self.config.tokens
+        return TokenStore.of(root(kept, "tokens"), int(kept.limit), encoder) if kept else None
 
     def order_seed(self, stage: StageConfig) -> int:
         """Returns the seed of a stage's order and dropout: stages on one recipe see it in different orders."""

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 # Settings that may change between the parts of one run: they decide no weight beyond its rounding and dropout's masks.
 _FREE: dict[str, Any] = {
-    **dict.fromkeys(("out", "workers", "features", "save", "loggers"), True),
+    **dict.fromkeys(("out", "workers", "features", "tokens", "save", "loggers"), True),
     "stages": {
         "__all__": {
             **dict.fromkeys(("micro_batch", "activation_checkpointing"), True),

@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
 from mmsft import assets
-from mmsft.config import FeaturesConfig
+from mmsft.config import StoreConfig
 from mmsft.data.encoding import Encoding
 from mmsft.errors import DataError
 from mmsft.features import FeatureStore, Keeper, identity
@@ -37,9 +38,9 @@ class Stores:
         return {name: {"read": keeper.read, "encoded": keeper.encoded} for name, keeper in self.keepers.items()}
 
 
-def root(config: FeaturesConfig) -> Path:
-    """Returns the folder of all stores."""
-    return assets.resolve(config.folder) if config.folder else assets.cache_dir() / "features"
+def root(config: StoreConfig, kind: Literal["features", "tokens"]) -> Path:
+    """Returns the folder of all stores of a kind."""
+    return assets.resolve(config.folder) if config.folder else assets.cache_dir() / kind
 
 
 def not_stored(tower: Tower) -> str | None:
@@ -51,7 +52,7 @@ def not_stored(tower: Tower) -> str | None:
     return None
 
 
-def told(config: FeaturesConfig | None, tower: nn.Module) -> str:
+def told(config: StoreConfig | None, tower: nn.Module) -> str:
     """Returns in words where a tower's features come from, as its parameters learn now."""
     assert isinstance(tower, Tower)
     why = "features: null" if config is None else not_stored(tower)
@@ -61,7 +62,7 @@ def told(config: FeaturesConfig | None, tower: nn.Module) -> str:
 
 
 @contextmanager
-def stored(config: FeaturesConfig | None, model: MultimodalModel, encoding: Encoding, ranks: Ranks) -> Iterator[Stores]:
+def stored(config: StoreConfig | None, model: MultimodalModel, encoding: Encoding, ranks: Ranks) -> Iterator[Stores]:
     """Opens the store for each tower whose encoder is frozen; what is written is on disk at the end.
 
     Args:
@@ -82,7 +83,8 @@ def stored(config: FeaturesConfig | None, model: MultimodalModel, encoding: Enco
             log.warning("feature store: the %s tower doesn't use it: %s", name, error)
             continue
         towers[name] = tower
-        keepers[name] = tower.keeper = Keeper(FeatureStore.of(root(config), found), found, int(config.limit))
+        store = FeatureStore.of(root(config, "features"), found)
+        keepers[name] = tower.keeper = Keeper(store, found, int(config.limit))
     try:
         stores = {name: keeper.store for name, keeper in keepers.items()}
         yield Stores(keepers, replace(encoding, reader=replace(encoding.reader, stores=stores)))

@@ -13,14 +13,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Final, TypeAlias
 
 import mmsft
 from mmsft.adapters.spec import Layout
+from mmsft.config import StageConfig
 from mmsft.data.chat import ChatEncoder
 from mmsft.data.messages import guard
 from mmsft.data.script import Script
+from mmsft.data.token_store import TokenStore
 from mmsft.noise import quiet_libraries
+from mmsft.run import Run
 from mmsft.types import Conversation, Media, Text
 
 STEP: Final = 128
@@ -36,11 +40,19 @@ Side: TypeAlias = Callable[[Sequence[Conversation], list[str]], object]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Conversations, and how they are encoded."""
+    """Conversations, and how they are encoded.
+
+    Attributes:
+        name: in the table.
+        encoder: of the recipe.
+        conversations: its rows.
+        stage: which reads them; None = none does.
+    """
 
     name: str
     encoder: ChatEncoder
     conversations: Sequence[Conversation]
+    stage: tuple[Run, StageConfig] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +92,10 @@ def main() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     cases = make_cases(options.rows)
     rates = [measure(case, options.rounds) for case in cases]
+    kept = {case.name: from_store(case, options.rounds) for case in cases if case.stage is not None}
     grown = growth(cases[0], options.memory) if options.memory else None
     if options.json:
-        print(json.dumps({"rates": [asdict(rate) for rate in rates], "grown_mib": grown}))
+        print(json.dumps({"rates": [asdict(rate) for rate in rates], "stored": kept, "grown_mib": grown}))
         return
     print(
         f"{'conversations/s':<22}{'rows':>6}{'tokens':>9}{'tokenizer':>11}{'encode':>9}{'encode_all':>12}{'ratio':>7}"
@@ -92,6 +105,8 @@ def main() -> None:
             f"{rate.case:<22}{rate.conversations:>6}{rate.tokens:>9}"
             f"{rate.tokenizer:>11.0f}{rate.single:>9.0f}{rate.together:>12.0f}{rate.ratio:>7.2f}"
         )
+    for name, stored in kept.items():
+        print(f"{name} from the store of tokens: {stored:.0f} rows/s, read, compared and looked up by one process")
     if grown is not None:
         print(f"the process grew by {grown:.1f} MiB over {options.memory} different rows, after as many others")
 
@@ -114,7 +129,8 @@ def demo_case(name: str, config: str, stage: int, rows: int) -> Case:
     mixture = run.mixture(recipe)
     conversations = tuple(mixture.conversation(pair) for pair in mixture.train[:rows])
     encoder = replace(run.encoder(recipe), length=NO_LIMIT)
-    return Case(name, replace(encoder, slots=remembered(encoder.slots)), conversations)
+    slots = remembered(encoder.slots)
+    return Case(name, replace(encoder, slots=slots), conversations, (run, run.config.stages[stage]))
 
 
 def remembered(slots: Callable[[Media], Layout]) -> Callable[[Media], Layout]:
@@ -150,6 +166,24 @@ def measure(case: Case, rounds: int) -> Rate:
         **{name: len(case.conversations) / median(times) for name, times in took.items()},
         ratio=median(alone / ours for alone, ours in zip(took["tokenizer"], took["together"], strict=True)),
     )
+
+
+def from_store(case: Case, rounds: int) -> float:
+    """Returns the rows a second that come from a store of tokens that has them all."""
+    assert case.stage is not None
+    run, stage = case.stage
+    mixture = run.mixture(stage.recipe)
+    with TemporaryDirectory() as folder:
+        store = TokenStore.of(Path(folder), 1 << 30, case.encoder)
+        encoding = replace(run.encoding(stage), encoder=case.encoder, tokens=store)
+        pairs = [mixture.train[start : start + STEP] for start in range(0, len(case.conversations), STEP)]
+        took = []
+        for _ in range(rounds + 1):
+            start = time.process_time()
+            for some in pairs:
+                encoding.rows(mixture, some)
+            took.append(time.process_time() - start)
+    return sum(map(len, pairs)) / median(took[1:])
 
 
 def cut(rows: Sequence[Conversation], size: int) -> list[Sequence[Conversation]]:

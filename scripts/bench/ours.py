@@ -66,6 +66,7 @@ def config(job: Job) -> dict[str, Any]:
         "precision": job.precision,
         "workers": 0,
         "features": {"folder": job.store or f"{job.out}/features"},
+        "tokens": None,
         "model": {"decoder": decoder, "towers": towers},
         "stages": [
             {

@@ -84,6 +84,7 @@ __all__ = [
     "multi_instruct",
     "natural_instructions",
     "openassistant",
+    "options_of",
     "orca",
     "pmc_vqa",
     "preference",
@@ -119,6 +120,16 @@ def format_named(name: str) -> Callable[..., Conversation]:
     return function
 
 
+def options_of(name: str) -> dict[str, inspect.Parameter]:
+    """Returns what a format takes by keyword, by name: its options, and what it asks for of `GIVEN`.
+
+    Raises:
+        ConfigError: there is no such format.
+    """
+    parameters = inspect.signature(format_named(name)).parameters
+    return {name: it for name, it in parameters.items() if it.kind is it.KEYWORD_ONLY}
+
+
 def with_options(name: str, options: Mapping[str, Any], given: Mapping[str, Callable[[], Any]]) -> Format:
     """Returns a format with its options set, and with what it asks for of `given`.
 
@@ -131,7 +142,7 @@ def with_options(name: str, options: Mapping[str, Any], given: Mapping[str, Call
         ConfigError: there is no such format, or an option that it doesn't take; with all that is wrong.
     """
     function = format_named(name)
-    parameters = [it for it in inspect.signature(function).parameters.values() if it.kind is it.KEYWORD_ONLY]
+    parameters = options_of(name).values()
     known = [it.name for it in parameters if it.name not in GIVEN]
     hints = get_type_hints(function)
     bound: dict[str, Any] = {it.name: given[it.name]() for it in parameters if it.name in given}
