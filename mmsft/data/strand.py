@@ -134,11 +134,9 @@ class Strand:
         """Returns what is learned; of the first `known` tokens only what belongs to a turn."""
         weight = np.zeros(len(ids), np.float32)
         for run in self._runs:
-            stop = run.start + len(run.ids)
             if run.credit.weight:
-                weight[run.start : stop] = run.credit.weight
-            if run.credit.turn == _NO_TURN:
-                weight[run.start : min(stop, known)] = 0
+                start = run.start if run.credit.turn != _NO_TURN else max(run.start, known)
+                weight[start : run.start + len(run.ids)] = run.credit.weight
             if run.first is not None and run.ids:
                 weight[run.start] = run.first.weight
         # The first token has nothing before it that could predict it.

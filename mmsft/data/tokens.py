@@ -3,7 +3,7 @@
 import copy
 import re
 from collections.abc import Callable, Iterable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from tokenizers import AddedToken
@@ -85,7 +85,7 @@ class Tokenizer:
         """Text of the token that ends a sequence, or an empty string."""
         return str(self.hf.eos_token or "")
 
-    @property
+    @cached_property
     def named(self) -> dict[str, str]:
         """Tokens with a role of their own, by the name by which templates can use them, e.g. ``eos_token``."""
         return {name: token for name, token in self.hf.special_tokens_map.items() if isinstance(token, str)}
