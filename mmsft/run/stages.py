@@ -214,6 +214,7 @@ def _trained(
     """Takes the steps of a stage that are still to be done, with all that is due between them."""
     run, ranks, model, encoding = session.run, session.ranks, session.model, stores.encoding
     mixture = run.mixture(stage.recipe)
+    state = state.moved(rows=_rows_as_before(mixture, state))
     steps = steps_of(run, stage, encoding, Share(ranks.rank, ranks.count))
     state = state.moved(steps=len(steps))
     ledger = Ledger(min(steps.limit, mixture.epoch), stage.recipe.budget, state.ledger)
@@ -250,6 +251,23 @@ def _trained(
         if over:
             break
     return books.state
+
+
+def _rows_as_before(mixture: Mixture, state: State) -> dict[str, int]:
+    """Returns the rows of each source.
+
+    Raises:
+        CheckpointError: a stage that goes on began with others, so that its order would be another one.
+    """
+    rows = {source.name: len(source.rows) for source in mixture.sources}
+    for name, before in state.rows.items():
+        if rows.get(name, before) != before:
+            raise CheckpointError(
+                f"stage {state.name}: source {name!r} has {rows[name]:,} rows, and had {before:,} when the stage "
+                "began, so that other rows would come in the steps that are left; put the old file back, or give this "
+                "run another `out`"
+            )
+    return rows
 
 
 def optimizer_of(session: Session, stage: StageConfig, mixture: Mixture) -> Optimizer:

@@ -41,6 +41,7 @@ class State:
         best_at: the step with it.
         stale: evaluations since.
         config: the settings that decide the weights.
+        rows: of each of the stage's sources.
     """
 
     stage: int
@@ -56,6 +57,7 @@ class State:
     best_at: int | None = None
     stale: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
+    rows: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def checkpoint(self) -> str:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mmsft.errors import DataError
+from mmsft.errors import CheckpointError, DataError
 from mmsft.model.fusion import MultimodalModel
 from mmsft.run import Run, execute
 from mmsft.train import checkpoint as ckpt
@@ -26,6 +26,19 @@ def test_a_raised_budget_lets_a_stopped_run_go_on(lab: Lab) -> None:
     finish(run("calm", 0.5))
     assert weights(lab.folder / "a") == weights(lab.folder / "calm")
     assert saved(lab.folder / "a")[-1].ledger == saved(lab.folder / "calm")[-1].ledger
+
+
+def test_a_source_of_which_rows_are_gone_is_refused_by_a_run_that_goes_on(lab: Lab) -> None:
+    stage = lab.stage(duration="2 epochs")
+    stopped = execute(lab.run("a", [stage], save={"every": "1 step"}))
+    for _ in range(7):  # in the second epoch
+        next(stopped)
+    stopped.close()
+    write_rows(lab.folder / "rows.jsonl", lab.rows(23))
+    with pytest.raises(CheckpointError, match="source 'rows' has 23 rows, and had 24 when the stage began"):
+        finish(lab.run("a", [stage]))
+    write_rows(lab.folder / "rows.jsonl", [*lab.rows(23), lab.rows(1, first=40)[0]])
+    assert len(finish(lab.run("a", [stage]))) == 12 - 7
 
 
 def test_what_decides_no_weight_may_change_between_the_parts_of_a_run(lab: Lab) -> None:
