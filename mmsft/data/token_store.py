@@ -84,7 +84,8 @@ class TokenStore:
             with connection:
                 connection.executemany("insert or replace into rows values (?, ?)", entries.items())
         except sqlite3.Error as error:
-            self._spoilt(error)
+            if "locked" not in str(error):  # others write all the time; these rows are tokenised again another time
+                self._spoilt(error)
 
     def _connection(self) -> sqlite3.Connection | None:
         which = os.getpid(), self.file
@@ -92,9 +93,9 @@ class TokenStore:
             try:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
                 connection = sqlite3.connect(self.file, timeout=_PATIENCE)
-                # Many read while one writes; what a power cut takes is tokenised again.
-                connection.execute("pragma journal_mode = wal")
-                connection.execute("pragma synchronous = off")
+                # No write-ahead log: it needs memory that processes share, which a network's file system doesn't give.
+                connection.execute("pragma journal_mode = truncate")
+                connection.execute("pragma synchronous = off")  # what a power cut takes is tokenised again
                 connection.execute(_TABLE)
                 os.utime(self.file)  # what was used last goes last
             except (OSError, sqlite3.Error) as error:
