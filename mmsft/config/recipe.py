@@ -39,8 +39,11 @@ class SourceConfig(Strict):
 
     Attributes:
         path: JSON, JSONL, Parquet, Arrow, CSV, a folder of one of these, of the `datasets` library, or of media; or a
-            pattern, ``data/part-*.jsonl``. Relative to the working directory, ``asset:NAME/FILE``, or on the hub,
-            ``hub:OWNER/NAME/FILE``.
+            pattern, ``data/part-*.jsonl``. Relative to the working directory, ``asset:NAME/FILE``, on the hub,
+            ``hub:OWNER/NAME/FILE``, or a URL: of a file, of a ``….build.json`` of `mmsft data build`, or of shards,
+            ``https://host/train-{000000..000099}.tar``.
+        urls: lets rows name media by URL, of ``public`` hosts or of ``any``, those of the own network too. `path` may
+            be of a public host anyway, and with ``any`` of any.
         split: of a folder with several.
         sha256: of the file; another one is refused.
         format: ``auto`` (recognised from the rows), a name in `mmsft.data.formats.FORMATS`, or
@@ -62,6 +65,7 @@ class SourceConfig(Strict):
     """
 
     path: Name | None = None
+    urls: Literal["public", "any"] | None = None
     split: Name | None = None
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     format: Name = "auto"

@@ -6,13 +6,15 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from mmsft.data.download import Hosts, is_url
 from mmsft.data.members import Member, inside, member
+from mmsft.data.remote import Link
 from mmsft.errors import DataError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
 
-def resolve(ref: str | bytes, root: Path, row: str) -> Path | Member | bytes:
+def resolve(ref: str | bytes, root: Path, row: str, hosts: Hosts | None = None) -> Path | Member | Link | bytes:
     """Returns where a medium lies, or its bytes.
 
     Args:
@@ -20,13 +22,16 @@ def resolve(ref: str | bytes, root: Path, row: str) -> Path | Member | bytes:
             `Member` writes it; or the file's bytes.
         root: the media root. Links are followed, and what they lead to must lie inside it too.
         row: the row's id, for errors.
+        hosts: on the network that may be asked for media; None = the network may not be asked.
 
     Raises:
-        DataError: no such file, one outside of the root, one that must be downloaded first, or broken base64.
+        DataError: no such file, one outside of the root, one on the network where that may not be, or broken base64.
     """
     inline = _inline(ref, row)
     if inline is not None:
         return inline
+    if hosts is not None and is_url(str(ref)):
+        return Link(hosts, str(ref))
     packed = member(str(ref))
     return _find(_local(str(ref), row), root, row) if packed is None else inside(packed, root, row)
 
@@ -83,8 +88,8 @@ def _local(ref: str, row: str) -> str:
         return ref
     if scheme[1].lower() != "file":
         raise DataError(
-            f"{row}: {_short(ref)} is on the network, and training reads local files only; download it first and "
-            "name the file relative to media_root"
+            f"{row}: {_short(ref)} is on the network, which rows may not lead to: give the source `urls: public` where "
+            "it is http or https; or download it first, and name the file relative to media_root"
         )
     return unquote(urlsplit(ref).path)
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmsft.adapters.spec import Adapter, Layout
 from mmsft.data.members import member
+from mmsft.data.remote import link
 from mmsft.errors import DataError
 from mmsft.features import FeatureStore
 from mmsft.modalities.spec import File, Modality
@@ -100,11 +101,13 @@ def file_of(media: Media) -> File:
     """Returns where the medium lies, or its bytes.
 
     Raises:
-        DataError: it lies in a tar that can't be read.
+        DataError: it lies in a tar that can't be read, or on the network, and can't be fetched.
     """
     if isinstance(media.ref, bytes):
         return media.ref
-    packed = member(media.ref)
+    packed, far = member(media.ref), link(media.ref)
+    if far is not None:
+        return far.fetch()
     return Path(media.ref) if packed is None else packed.read()
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from mmsft.data.files import RandomFile
+from mmsft.data.remote import restored
 from mmsft.errors import DataError
 
 _FORM: Final = re.compile(r"tar:(?P<path>.*)#(?P<offset>\d+)\+(?P<size>\d+)/(?P<name>[^/]*)", re.DOTALL)
@@ -35,6 +36,7 @@ class Member(NamedTuple):
         Raises:
             DataError: the tar was changed since it was opened, can't be read, or ends before the file does.
         """
+        restored(Path(self.path))
         return _opened(self.path).read(self.offset, self.offset + self.size)
 
 
@@ -50,7 +52,7 @@ def inside(found: Member, root: Path, row: str) -> Member:
     Raises:
         DataError: there is no such tar in the media root.
     """
-    path = (root / found.path).resolve()
+    path = restored((root / found.path).resolve())
     if not path.is_relative_to(root.resolve()) or not path.is_file():
         raise DataError(f"{row}: {found.path!r} is no tar in the media root {root}; mend the row, or media_root")
     return found._replace(path=str(path))

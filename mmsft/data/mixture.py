@@ -15,6 +15,7 @@ from mmsft.data.order import Numbers, Order, permutation
 from mmsft.data.shared import beginning, group, key
 from mmsft.data.source import Source, open_source, shown_by
 from mmsft.data.split import Drawn, draw
+from mmsft.data.streams import shards_of, spread
 from mmsft.errors import ConfigError, DataError, Problems
 from mmsft.types import Conversation, Ints
 
@@ -100,6 +101,7 @@ class Mixture:
         root = self._open(recipe, measures, opened, problems, "")
         problems.tell()
         self.sources = tuple(opened)
+        self._refuse_reading_shards(root)
         self._split(root)
         leaves = list(root.leaves())
         self.train: Ints = np.concatenate([_pairs(leaf) for leaf in leaves])
@@ -109,13 +111,14 @@ class Mixture:
         self._counts: Ints = whole(shares, [self.sources[leaf.number].name for leaf in leaves])
         self._sizes: Ints = np.array([len(leaf.rows) for leaf in leaves], np.int64)
         self._sequential = recipe.mix.order == "sequential"
+        self._shards = self._in_shards(leaves)
         self.epoch = int(self._counts.sum())
         seed = recipe.validation.seed if recipe.validation else 0
         self.held_out: Ints = root.held_out[permutation(seed, 0, len(root.held_out))]
 
     def order(self, seed: int) -> Order:
         """Returns the order in which the rows are trained on."""
-        return Order(seed, self._sizes, self._counts, self.groups, self._sequential)
+        return Order(seed, self._sizes, self._counts, self.groups, self._sequential, self._shards)
 
     def together(self, pairs: Ints) -> Numbers | None:
         """Returns a number for each of the rows [n, 2], the same for those that begin alike; None = none are joined."""
@@ -145,6 +148,7 @@ class Mixture:
         some = copy.copy(self)
         some.train, some.sources = pairs, tuple(sources)
         some._sizes = some._counts = np.array([len(pairs)], np.int64)
+        some._shards = None
         some.epoch = len(pairs)
         if self.groups is not None:
             group_of = dict(zip(map(tuple, self.train.tolist()), self.groups.tolist(), strict=True))
@@ -179,6 +183,26 @@ class Mixture:
                 opened.append(open_source(recipe.validation.file, f"{above}validation", measures.count))
                 held = _pairs(_Leaf(len(opened) - 1, opened[-1].picked()))
         return _Node(recipe, items, held)
+
+    def _in_shards(self, leaves: Sequence[_Leaf]) -> tuple[Numbers | None, ...] | None:
+        """Returns for each source the shard of each of its rows, None if it is in none; None if no source is."""
+        found = [shards_of(self.sources[leaf.number].rows, leaf.rows) for leaf in leaves]
+        return tuple(found) if any(some is not None for some in found) else None
+
+    def _refuse_reading_shards(self, node: _Node) -> None:
+        """Refuses what would fetch all shards before the first step."""
+        sources = [(self.sources[leaf.number], leaf.rows[:1]) for leaf in node.leaves()]
+        shards = [source.name for source, some in sources if shards_of(source.rows, some) is not None]
+        split = node.recipe.validation
+        for setting, given in (("join", node.recipe.join), ("validation.fraction", split and split.fraction)):
+            if given and shards:
+                raise ConfigError(
+                    f"source {shards[0]!r}: `{setting}` reads each row before the first step, and shards are fetched "
+                    "when it is their turn; hold out a `file` or a `source`, leave `join` out, or download the shards"
+                )
+        for item in node.items:
+            if isinstance(item, _Node):
+                self._refuse_reading_shards(item)
 
     def _split(self, node: _Node) -> None:
         """Takes what a recipe holds out from what it trains on; nested recipes first."""
@@ -220,17 +244,17 @@ class Mixture:
 
     def _mean_length(self, leaf: _Leaf, measures: Measures) -> float:
         """Returns the mean number of tokens of a source's rows, from a sample; rows that can't be used have none."""
-        places = np.unique(np.linspace(0, len(leaf.rows) - 1, min(len(leaf.rows), _MEASURED)).astype(np.int64))
+        some = spread(self.sources[leaf.number].rows, leaf.rows, _MEASURED)
         lengths: list[int] = []
         why = ""
-        for row in leaf.rows[places]:
+        for row in some:
             try:
                 lengths.append(measures.length(self.sources[leaf.number].conversation(int(row))))
             except DataError as error:
                 why = str(error)
         if len(leaf.rows) and not lengths:
             raise DataError(
-                f"source {self.sources[leaf.number].name!r}: none of {len(places)} rows can be measured for weights in "
+                f"source {self.sources[leaf.number].name!r}: none of {len(some)} rows can be measured for weights in "
                 f"tokens; the last one: {why}"
             )
         return float(np.mean(lengths)) if lengths else 0.0

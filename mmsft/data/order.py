@@ -1,9 +1,10 @@
 """In which order rows are seen: a pure function of seed, epoch and global index."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,10 @@ from mmsft.types import Ints
 
 Numbers: TypeAlias = NDArray[np.signedinteger[Any]]
 """Numbers of rows, in 4 bytes each where these are enough: every data worker holds an epoch of them."""
+
+
+_WINDOW: Final = 4
+"""Shards whose rows are shuffled among each other."""
 
 
 def number_type(rows: int) -> type[np.int32] | type[np.int64]:
@@ -40,6 +45,8 @@ class Order:
         counts: [S] rows of each source in an epoch.
         groups: [rows] numbers from 0 on, the same for rows that stay together; None = all are shuffled alone.
         sequential: one source after the other; else all are shuffled together.
+        shards: for each source, [size] the shard of each of its rows, where these are fetched one by one; None = no
+            source is in shards.
     """
 
     seed: int
@@ -47,6 +54,7 @@ class Order:
     counts: Ints
     groups: Numbers | None = None
     sequential: bool = False
+    shards: tuple[Numbers | None, ...] | None = None
 
     @classmethod
     def of(cls, seed: int, rows: int, groups: Numbers | None = None) -> "Order":
@@ -74,9 +82,11 @@ class Order:
 @lru_cache(maxsize=1)
 def _epoch(order: Order, epoch: int) -> Numbers:
     """Returns the rows of an epoch in their order."""
-    if not order.sequential and np.array_equal(order.sizes, order.counts):
+    if not order.sequential and order.shards is None and np.array_equal(order.sizes, order.counts):
         return _shuffled(order.seed, epoch, np.arange(order.rows, dtype=number_type(order.rows)), order.groups)
     drawn = [_drawn(order, source, epoch) for source in range(len(order.sizes))]
+    if order.shards is not None and not order.sequential:
+        return _interleaved(order.seed, epoch, [some.rows for some in drawn])
     rows = np.concatenate([some.rows for some in drawn])
     if order.sequential:
         return rows
@@ -130,13 +140,40 @@ def _drawn(order: Order, source: int, epoch: int) -> _Drawn:
     while at < end:
         turn, begin = divmod(at, size)
         stop = min(size, begin + end - at)
-        some = _shuffled(f"{order.seed} source {source}", turn, own, groups)[begin:stop]
+        seed, shards = f"{order.seed} source {source}", order.shards[source] if order.shards else None
+        whole = _shuffled(seed, turn, own, groups) if shards is None else _by_shard(seed, turn, own, shards)
+        some = whole[begin:stop]
         rows.append(some)
         if order.groups is not None:
             # The turn keeps a row apart from itself, where it comes twice in an epoch.
             blocks.append(order.groups[some] + np.int64(turn - epoch * count // size) * int(order.groups.max() + 1))
         at += stop - begin
     return _Drawn(np.concatenate(rows), np.concatenate(blocks))
+
+
+def _by_shard(seed: str, turn: int, rows: Numbers, shards: Numbers) -> Numbers:
+    """Shuffles shards, and the rows of a few neighbouring ones among each other: few shards are open at a time.
+
+    Args:
+        seed: of the shuffle.
+        turn: its number.
+        rows: [n].
+        shards: [n] of the rows.
+    """
+    index = permutation(seed, turn, len(rows))
+    place = permutation(f"{seed} shards", turn, int(shards.max()) + 1)
+    return rows[index[np.argsort(place[shards[index]] // _WINDOW, kind="stable")]]
+
+
+def _interleaved(seed: int, epoch: int, sources: Sequence[Numbers]) -> Numbers:
+    """Returns the rows of several sources, those of each in their order: chance says whose next row comes."""
+    whose = np.repeat(np.arange(len(sources)), [len(rows) for rows in sources])
+    whose = whose[permutation(f"{seed} sources", epoch, len(whose))]
+    rows: Numbers = np.concatenate(sources)
+    found = np.empty_like(rows)
+    for number, some in enumerate(sources):
+        found[whose == number] = some
+    return found
 
 
 def chain(digest: str, rows: Ints) -> str:

@@ -12,15 +12,18 @@ import numpy as np
 
 from mmsft import assets
 from mmsft.config import SourceConfig
+from mmsft.data import remote
+from mmsft.data.download import Hosts, is_url
 from mmsft.data.formats import FORMATS, IN_COLUMNS, Format, format_named, options_of, with_options
 from mmsft.data.formats.media_tags import media_in_columns
 from mmsft.data.formats.recognise import recognise
 from mmsft.data.formats.regions import Size
 from mmsft.data.hub import place
 from mmsft.data.media import resolve
-from mmsft.data.members import Member
+from mmsft.data.media_reader import file_of
 from mmsft.data.rows import Rows
-from mmsft.data.sources import open_rows
+from mmsft.data.sources import open_file, open_rows
+from mmsft.data.streams import ShardRows, open_urls, spread
 from mmsft.data.token_store import key_of
 from mmsft.data.wordings import EachWording, Wordings, read_wordings
 from mmsft.errors import ConfigError, DataError, Problems, suggest
@@ -145,7 +148,7 @@ class Source:
     def _place(self, part: Part, row_id: str) -> Part:
         if not isinstance(part, Media):
             return part
-        file = resolve(part.ref, self.root, row_id)
+        file = resolve(part.ref, self.root, row_id, self.config.urls)
         return replace(part, ref=file if isinstance(file, bytes) else str(file))
 
 
@@ -176,10 +179,7 @@ def open_source(config: SourceConfig, name: str, count: Callable[[], Callable[[s
     problems = Problems()
     with problems.collect():
         assert config.path is not None  # a recipe in the place of a path is opened by its sources
-        path = place(config.path)
-        if config.sha256:
-            _check_sum(path, config.sha256, name)
-        rows, root = open_rows(path, config.split), path if path.is_dir() else path.parent
+        rows, root = _network(config, config.path) if is_url(config.path) else _local(config, config.path, name)
         _check_columns(rows, config, name)
     with problems.collect():
         if config.media_root:
@@ -200,9 +200,9 @@ def open_source(config: SourceConfig, name: str, count: Callable[[], Callable[[s
         if wordings.use == "each":
             rows = EachWording(rows, tuple(wording.name for wording in wordings.wordings))
         return Source(name, config, rows, wordings, "", root, _reading(config, wordings, root), draws=True)
-    given = {"count": count, "size": lambda: partial(_size, root)}
+    given = {"count": count, "size": lambda: partial(_size, root, config.urls)}
     with _of_source(name):
-        format = recognise(_sample(rows, config.columns), str(path)) if config.format == "auto" else config.format
+        format = recognise(_sample(rows, config.columns), config.path) if config.format == "auto" else config.format
         read = with_options(format, config.options, given)
     asked = options_of(format)
     # Code of the user's may change, and so may the picture whose size a format asks for.
@@ -213,6 +213,29 @@ def open_source(config: SourceConfig, name: str, count: Callable[[], Callable[[s
 def _reading(config: SourceConfig, by: Wordings | str, root: Path) -> str:
     """Returns all that decides how a source's rows are read."""
     return repr((by, sorted(config.columns.items()), config.options, str(root)))
+
+
+def _local(config: SourceConfig, stated: str, name: str) -> tuple[Rows, Path]:
+    """Opens a source's rows, and tells where their media lie unless it is stated."""
+    path = place(stated)
+    if config.sha256:
+        _check_sum(path, config.sha256, name)
+    return open_rows(path, config.split), path if path.is_dir() else path.parent
+
+
+def _network(config: SourceConfig, url: str) -> tuple[Rows, Path]:
+    rows = open_urls(url, config.urls or "public", open_file)
+    in_shards = isinstance(rows, ShardRows)
+    for setting, given in (
+        ("split", config.split),
+        ("sha256", in_shards and config.sha256),
+        ("where", in_shards and config.where),
+    ):
+        if given:
+            raise ConfigError(f"{url}: `{setting}` isn't for rows on the network; download them and name the file")
+    if config.sha256:
+        _check_sum(remote.place(url), config.sha256, url)
+    return rows, remote.folder()
 
 
 def _check_sum(path: Path, wanted: str, name: str) -> None:
@@ -239,7 +262,7 @@ def _of_source(name: str) -> Iterator[None]:
 def _sample(rows: Rows, columns: Mapping[str, str]) -> list[Record]:
     """Returns some rows from everywhere in a file, renamed; those that can't be read are for the ledger."""
     found = []
-    for row in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _LOOKED_AT)).astype(np.int64)):
+    for row in spread(rows, np.arange(len(rows)), _LOOKED_AT):
         try:
             found.append(renamed(rows[int(row)], columns))
         except DataError:
@@ -259,11 +282,12 @@ def _check_columns(rows: Rows, config: SourceConfig, name: str) -> None:
             )
 
 
-def _size(root: Path, media: Media) -> Size:
+def _size(root: Path, urls: Hosts | None, media: Media) -> Size:
     """Returns a picture's size."""
-    file = resolve(media.ref, root, str(media))
+    file = resolve(media.ref, root, str(media), urls)
     try:
-        return Size(*picture_size(file.read() if isinstance(file, Member) else file))
+        found = replace(media, ref=file if isinstance(file, bytes) else str(file))
+        return Size(*picture_size(file_of(found)))
     except DataError as error:
         raise DataError(f"{media}: {error}") from error
 

@@ -42,15 +42,16 @@ def open_rows(path: Path, split: str | None = None) -> Rows:
         DataError: a file is empty, cut off, or not a list of rows.
     """
     if path.is_dir():
-        return open_folder(path, split, _open_file)
+        return open_folder(path, split, open_file)
     if split is not None:
         raise ConfigError(f"{path}: is no folder of splits; leave `split` out")
     if "*" in path.name or "?" in path.name:
-        return open_pattern(path, _open_file)
-    return _open_file(path)
+        return open_pattern(path, open_file)
+    return open_file(path)
 
 
-def _open_file(path: Path) -> Rows:
+def open_file(path: Path) -> Rows:
+    """Opens the rows of one file; as `open_rows`."""
     _check_is_file(path)
     file = RandomFile(path)
     head = file.read(0, min(_HEAD, file.size))

@@ -7,6 +7,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from mmsft.data import tokens
+from tests.web import web
+
+__all__ = ["web"]
 
 CHATML = ("<|im_start|>", "<|im_end|>", "<|endoftext|>")
 

@@ -1,6 +1,7 @@
 """Runs killed in their second epoch and resumed with another number of processes and workers, beside one that wasn't.
 
-``python -m tests.run.matrix`` goes through 1, 2 and 4 processes × 0, 1 and 3 workers and prints what came out.
+``python -m tests.run.matrix [--streamed]`` goes through 1, 2 and 4 processes and 0, 1 and 3 workers, on the rows of a
+file or on shards that a web server gives, and prints what came out.
 """
 
 import itertools
@@ -9,20 +10,26 @@ import multiprocessing
 import os
 import random
 import socket
+import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from threading import Thread
 from typing import Any, Final, NamedTuple
 
 import torch
 import yaml
 
+from mmsft.data.shards import build
 from mmsft.run import execute, load_run
-from tests.makers import Lab, lines, write_rows
+from tests.makers import Lab, lines, opened, write_rows
 
 ROWS: Final = 36
 BATCH: Final = 4
@@ -79,6 +86,28 @@ def files(folder: Path) -> list[dict[str, Any]]:
     lab = Lab.make(folder)
     write_rows(folder / "rows.jsonl", [*lab.rows(ROWS - 1), {"conversations": "none"}])
     return lab.recipe()["sources"]  # type: ignore[no-any-return]
+
+
+@contextmanager
+def shards(folder: Path) -> Iterator[list[dict[str, Any]]]:
+    """Serves such rows in shards of a few each, which are fetched when it is their turn; one picture is broken."""
+    near = files(folder)
+    (folder / "images" / "teal.png").write_bytes(b"broken")
+    mixture = opened({"sources": near})
+    build(mixture, mixture.train, folder / "shards", "train", size=6_000)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder / "shards")))
+    Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        path = f"http://127.0.0.1:{server.server_port}/train.build.json"
+        yield [{"path": path, "urls": "any", "format": "conversation", "name": "rows"}]
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 def context() -> ForkServerContext:
@@ -193,9 +222,12 @@ def main() -> None:
     """Goes through all settings, each resumed as the next one."""
     print("| killed (processes x workers) | after step | resumed | same order | same ledger | losses apart, at most |")
     print("|---|---|---|---|---|---|")
-    server = context()
-    with tempfile.TemporaryDirectory() as made_in:
-        made = config(Path(made_in), files(Path(made_in)))
+    with tempfile.TemporaryDirectory() as made_in, ExitStack() as held:
+        os.environ["MMSFT_CACHE"] = f"{made_in}/cache"
+        server = context()
+        streamed = "--streamed" in sys.argv
+        sources = held.enter_context(shards(Path(made_in))) if streamed else files(Path(made_in))
+        made = config(Path(made_in), sources)
         calm(server, made)
         for number, killed in enumerate(ALL):
             resumed = ALL[(number + 4) % len(ALL)]
