@@ -134,7 +134,7 @@ WORKLOADS: Final = {
         Workload("T1", False, "all", 2e-5, {OURS: Goal(1.8, 0.6, {"TRL": 3})}, ("TRL", "HF Trainer", *_PACKED)),
         Workload("T2", False, "lora", 2e-4, {OURS: Goal(2, 0.5)}, _PACKED),
         Workload("M2", True, "all", 2e-5, {OURS: Goal(6)}, _VISION),
-        Workload("M1", True, "projector", 1e-3, {OURS: Goal(6), "mmsft warm": Goal(8)}, _VISION),
+        Workload("M1", True, "projector", 1e-4, {OURS: Goal(6), "mmsft warm": Goal(8)}, _VISION),
     )
 }
 
