@@ -312,11 +312,34 @@ def data_build(
 
 
 @assets_app.command(name="fetch")
-def assets_fetch(names: Annotated[list[str] | None, typer.Argument(help="All if none is named.")] = None) -> None:
+def assets_fetch(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(help="Assets, or configs and recipes that name some; those of demo and tests by default."),
+    ] = None,
+) -> None:
     """Fetch assets into the cache folder. They are downloaded, verified and unpacked."""
     from mmsft import assets
 
-    assets.fetch(*(names or assets.ASSETS), log=typer.echo)
+    assets.fetch(*(names or ()), log=typer.echo)
+
+
+@assets_app.command(name="list")
+def assets_list(as_json: AsJson = False) -> None:
+    """List the assets. What they hold, their size and licence, and which are here."""
+    from mmsft import assets
+
+    told = [
+        {"name": name, "here": assets.asset_folder(name).is_dir(), "megabytes": it.megabytes, "holds": it.holds,
+         "licence": it.licence}
+        for name, it in assets.ASSETS.items()
+    ]  # fmt: skip
+    if as_json:
+        _print({"assets": told})
+        return
+    for one in told:
+        here = "here" if one["here"] else f"{one['megabytes']} MB"
+        typer.echo(f"{one['name']:<22} {here:>7}  {one['holds']}; {one['licence']}")
 
 
 def _print(value: Any) -> None:

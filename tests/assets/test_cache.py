@@ -1,25 +1,22 @@
-"""Assets are fetched once, checked, put in place whole or not at all, and named in configs by ``asset:``."""
+"""Assets are fetched once, put in place whole or not at all, and named in configs by ``asset:``."""
 
-import collections
 import hashlib
-import io
 import json
 import os
 import signal
 import subprocess
 import sys
-import tarfile
 import textwrap
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mmsft import assets
-from mmsft.assets import ASSETS, Asset, asset_path, cache_dir, fetch, resolve
+from mmsft.assets import ASSETS, Archive, Asset, asset_folder, asset_path, cache_dir, fetch, named_assets, resolve
 from mmsft.errors import ConfigError
-from tests.makers import fetched
+from tests.makers import Command
 
 
 @pytest.fixture
@@ -50,7 +47,8 @@ def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def tiny(wheel: Path, **changes: str) -> Asset:
     sha256 = changes.get("sha256", hashlib.sha256(wheel.read_bytes()).hexdigest())
-    return Asset("tiny-asset", "1.0", "wheel", sha256, changes.get("keep", "tiny_asset/data/*"), "MIT", 1)
+    archive = Archive("tiny-asset", "1.0", "wheel", sha256, changes.get("keep", "tiny_asset/data/*"))
+    return Asset("words", (archive,), "MIT", 1)
 
 
 def test_fetching_puts_the_kept_files_in_place_once(cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,6 +75,56 @@ def test_fetching_puts_the_kept_files_in_place_once(cache: Path, wheel: Path, mo
         resolve("asset:tiny/word.txt")
 
 
+def test_an_asset_of_several_packages_has_each_in_its_folder_and_all_versions_in_its_name(
+    cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [archive] = tiny(wheel).archives
+    both = (replace(archive, into="one"), replace(archive, into="two/deep", keep="tiny_asset/data/deep/*"))
+    monkeypatch.setitem(ASSETS, "tiny", replace(tiny(wheel), archives=both))
+    fetch("tiny", log=lambda line: None)
+    files = {str(file.relative_to(asset_path("tiny"))) for file in asset_path("tiny").rglob("*") if file.is_file()}
+    assert files == {"one/words.txt", "one/deep/more.txt", "two/deep/more.txt"}
+    assert replace(ASSETS["tiny"], archives=(archive, replace(archive, version="2"))).version == "1.0_2"
+
+
+def test_a_recipe_in_the_place_of_a_name_means_what_it_reads(
+    cache: Path, wheel: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ASSETS, "tiny", tiny(wheel))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text('sources:\n  - {path: "asset:tiny/words.txt"}\n  - {path: asset:tiny/deep}\n')
+    assert named_assets(str(recipe)) == ["tiny"]
+    fetch(str(recipe), log=lambda line: None)
+    assert resolve("asset:tiny/words.txt").is_file()
+    recipe.write_text("sources: []\n")
+    with pytest.raises(ConfigError, match="names no asset"):
+        fetch(str(recipe))
+
+
+def test_without_a_name_the_demos_assets_are_fetched(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ASSETS:
+        if ASSETS[name].demo:
+            asset_folder(name).mkdir(parents=True)
+    lines: list[str] = []
+    fetch(log=lines.append)
+    assert lines == []
+    assert sum(asset.megabytes for asset in ASSETS.values() if asset.demo) < 125
+
+
+def test_the_command_lists_what_is_here_and_what_is_not(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, mmsft: Command
+) -> None:
+    asset_folder("easy-vqa").mkdir(parents=True)
+    told = {one["name"]: one for one in json.loads(mmsft("assets", "list", "--json").out)["assets"]}
+    assert set(told) == set(ASSETS)
+    assert [name for name, one in told.items() if one["here"]] == ["easy-vqa"]
+    lines = mmsft("assets", "list").out.splitlines()
+    assert [line.split()[1:3] for line in lines if line.startswith(("easy-vqa", "stamps"))] == [
+        ["here", "48,248"],
+        ["161", "MB"],
+    ]
+
+
 def test_an_archive_with_another_sha256_is_refused_with_both(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -101,14 +149,15 @@ def test_a_fetch_killed_half_way_leaves_nothing_that_counts(cache: Path, wheel: 
         import time
         from pathlib import Path
         from mmsft import assets
-        from mmsft.assets import ASSETS, Asset
+        from mmsft.assets import ASSETS, Archive, Asset
 
         def slow(folder: Path) -> None:
             print("preparing", flush=True)
             time.sleep(60)
 
         sha256 = {hashlib.sha256(wheel.read_bytes()).hexdigest()!r}
-        ASSETS["tiny"] = Asset("tiny-asset", "1.0", "wheel", sha256, "tiny_asset/data/*", "MIT", 1, slow)
+        archive = Archive("tiny-asset", "1.0", "wheel", sha256, "tiny_asset/data/*")
+        ASSETS["tiny"] = Asset("words", (archive,), "MIT", 1, slow)
         assets.fetch("tiny")
         """
     )
@@ -135,11 +184,10 @@ def test_the_slower_of_two_fetches_keeps_the_folder_that_is_there(
     cache: Path, wheel: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def meanwhile(files: Path) -> None:
-        assets._folder("tiny").mkdir()
-        (assets._folder("tiny") / "words.txt").write_text("of the faster one")
+        asset_folder("tiny").mkdir()
+        (asset_folder("tiny") / "words.txt").write_text("of the faster one")
 
-    asset = Asset("tiny-asset", "1.0", "wheel", tiny(wheel).sha256, "tiny_asset/data/*", "MIT", 1, meanwhile)
-    monkeypatch.setitem(ASSETS, "tiny", asset)
+    monkeypatch.setitem(ASSETS, "tiny", replace(tiny(wheel), prepare=meanwhile))
     fetch("tiny", log=lambda line: None)
     assert resolve("asset:tiny/words.txt").read_text() == "of the faster one"
 
@@ -150,31 +198,6 @@ def test_unknown_assets_are_refused_with_the_nearest_name(cache: Path) -> None:
             call("easy-vq")
     with pytest.raises(ConfigError, match="run `mmsft assets fetch easy-vqa`"):
         resolve("asset:easy-vqa/train.jsonl")
-
-
-@pytest.mark.parametrize("name", ["package/data/../../../evil", "package/data/x/../../evil"])
-def test_a_member_that_leaves_the_folder_is_refused(name: str, tmp_path: Path) -> None:
-    archive = tmp_path / "package-1.tar.gz"
-    with tarfile.open(archive, "w:gz") as file:
-        member = tarfile.TarInfo(name)
-        member.size = 4
-        file.addfile(member, io.BytesIO(b"evil"))
-    with pytest.raises(ConfigError, match="leaves the folder"):
-        assets._unpack(archive, "package/data/*", tmp_path / "into")
-    assert not list(tmp_path.rglob("evil"))
-
-
-def test_links_in_an_archive_are_left_out(tmp_path: Path) -> None:
-    archive = tmp_path / "package-1.tar.gz"
-    with tarfile.open(archive, "w:gz") as file:
-        link = tarfile.TarInfo("package/data/link")
-        link.type = tarfile.SYMTYPE
-        link.linkname = "/"
-        file.addfile(link)
-        member = tarfile.TarInfo("package/data/file")
-        file.addfile(member, io.BytesIO(b""))
-    assets._unpack(archive, "package/data/*", tmp_path / "into")
-    assert os.listdir(tmp_path / "into") == ["file"]
 
 
 def test_paths_expand_home_and_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,63 +216,3 @@ def test_the_cache_is_in_the_home_folder_unless_stated(monkeypatch: pytest.Monke
     assert cache_dir() == Path("/home/ada/.cache/mmsft")
     monkeypatch.setenv("MMSFT_CACHE", "~/big disk")
     assert cache_dir() == Path("/home/ada/big disk")
-
-
-@pytest.mark.assets
-def test_easy_vqa_has_its_published_rows_each_with_type_and_picture() -> None:
-    folder = fetched("easy-vqa")
-    for split, count in {"train": 38575, "test": 9673}.items():
-        rows = [json.loads(line) for line in (folder / f"{split}.jsonl").open(encoding="utf-8")]
-        assert len({row["id"] for row in rows}) == len(rows) == count
-        pictures = {file.name for file in (folder / split / "images").iterdir()}
-        assert {row["image"].removeprefix(f"{split}/images/") for row in rows} <= pictures
-        answers: dict[str, set[str]] = collections.defaultdict(set)
-        for row in rows:
-            answers[row["type"]].add(row["conversations"][1]["value"])
-        # The 13 answers fall apart into the three types: none is of two.
-        assert answers["shape"] == assets.SHAPES
-        assert answers["yesno"] == {"yes", "no"}
-        assert answers["color"] == assets.COLOURS
-
-
-@pytest.mark.assets
-def test_easy_vqa_in_words_names_what_each_picture_shows_and_no_test_picture() -> None:
-    folder = fetched("easy-vqa")
-    pictured = {row["id"]: row for row in map(json.loads, (folder / "train.jsonl").open(encoding="utf-8"))}
-    told = [json.loads(line) for line in (folder / "words.jsonl").open(encoding="utf-8")]
-    assert len({row["id"] for row in told}) == len(told) == 31914
-    for row in told:
-        original = pictured[row["id"].removesuffix("-words")]
-        colour, shape = row["conversations"][0]["value"].splitlines()[0].split()
-        assert colour in assets.COLOURS
-        assert shape in assets.SHAPES
-        assert "image" not in row
-        assert row["conversations"][1] == original["conversations"][1]
-        if row["type"] != "yesno":
-            assert row["conversations"][1]["value"] == (colour if row["type"] == "color" else shape)
-        elif row["conversations"][0]["value"].endswith(
-            (f"a {shape}?", f"a {shape} in the image?", f"a {colour} shape?")
-        ):
-            assert row["conversations"][1]["value"] == ("no" if " not " in row["conversations"][0]["value"] else "yes")
-
-
-@pytest.mark.assets
-def test_the_language_model_is_the_published_file() -> None:
-    with (fetched("smollm2-135m-instruct") / "SmolLM2-135M-Instruct.Q4_1.gguf").open("rb") as file:
-        assert hashlib.file_digest(file, "sha256").hexdigest().startswith("b179c9523d0e6a0f")
-
-
-@pytest.mark.assets
-def test_the_vision_weights_load_strictly_into_timm() -> None:
-    import timm
-    from safetensors.torch import load_file
-
-    weights = load_file(fetched("efficientnet-lite0") / f"{assets.TIMM_LITE0}.safetensors")
-    timm.create_model(assets.TIMM_LITE0, pretrained=False).load_state_dict(weights, strict=True)
-    assert weights["conv_stem.weight"].shape == (32, 3, 3, 3)
-
-
-@pytest.mark.assets
-def test_the_text_data_is_there() -> None:
-    rows = json.loads((fetched("llamafactory-data") / "alpaca_en_demo.json").read_text(encoding="utf-8"))
-    assert {"instruction", "input", "output"} <= set(rows[0])
