@@ -221,12 +221,14 @@ def data_show(
 ) -> None:
     """Show rows as the model sees them. Tokens, what is learned and with which weight, media."""
     from mmsft.report.rows import rows_page
-    from mmsft.run.show import drawn_rows, show_rows
+    from mmsft.run.drawn import drawn_rows, facts
+    from mmsft.run.show import show_rows
     from mmsft.run.targets import load_target
 
     run = load_target(data, overrides or [], tokenizer)
     if html is not None:
-        _write(html, rows_page(data, list(drawn_rows(run, stage, start, rows))))
+        drawn = drawn_rows(run, stage, start, rows)
+        _write(html, rows_page(data, drawn, facts(run, stage, drawn)))
         return
     shown = show_rows(run, stage, start, rows)
     if as_json:
@@ -267,6 +269,7 @@ def data_stats(
 ) -> None:
     """Count what rows are made of. Lengths, tokens by source and modality, duplicates, and how full packs get."""
     from mmsft.report.stats import stats_page
+    from mmsft.run.drawn import reading
     from mmsft.run.show import stage_named
     from mmsft.run.stats import stats
     from mmsft.run.targets import load_target
@@ -274,7 +277,9 @@ def data_stats(
     run = load_target(data, overrides or [], tokenizer)
     found = stats(run, stage_named(run, stage), rows)
     if html is not None:
-        _write(html, stats_page(data, [found.as_dict()], {source.name: source.lengths for source in found.sources}))
+        lengths = {source.name: source.lengths for source in found.sources}
+        limit = stage_named(run, stage).recipe.length
+        _write(html, stats_page(data, [found.as_dict()], lengths, limit, [reading(run, stage)]))
         return
     _print(found.as_dict() if as_json else "\n".join(found.lines()))
 

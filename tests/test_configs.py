@@ -6,9 +6,11 @@ import pytest
 import torch
 
 import mmsft
-from mmsft.assets import ASSETS
+from mmsft.assets import named_assets
+from mmsft.errors import DataError
 from mmsft.model.names import named_parameters
 from mmsft.run import Run
+from mmsft.run.targets import TOKENIZER, load_target
 from mmsft.train.optim import matches
 from tests.makers import needs_assets
 
@@ -20,7 +22,8 @@ RECIPES = sorted(
 
 
 def _shortened(path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    needs_assets(*ASSETS)
+    # A config names recipes, and these name assets: those of the demo serve all configs.
+    needs_assets("smollm2-135m-instruct", "efficientnet-lite0", "easy-vqa", "llamafactory-data")
     monkeypatch.chdir(ROOT)
     stages = mmsft.load_run(path).config.stages
     overrides = [f"out={out}", "workers=0"]
@@ -51,9 +54,24 @@ def test_a_step_of_every_stage_moves_what_the_config_says(
 
 @pytest.mark.assets
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_rows_of_every_recipe_encode(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = _shortened(ROOT / "configs" / "demo.yaml", tmp_path / "run", monkeypatch)
-    recipe = mmsft.load_run(ROOT / "configs" / "demo.yaml", [f"stages.0.recipe={path}"]).config.stages[0].recipe
-    mixture, encoder = run.mixture(recipe), run.encoder(recipe)
-    for pair in mixture.train[:: max(1, len(mixture.train) // 20)]:
-        assert len(encoder.encode(mixture.conversation(pair)).targets)
+def test_rows_of_every_recipe_encode(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_assets(TOKENIZER.removeprefix("asset:"), *named_assets(str(path)))
+    monkeypatch.chdir(ROOT)
+    run = load_target(str(path))
+    [stage] = run.config.stages
+    mixture, encoder = run.mixture(stage.recipe), run.encoder(stage.recipe)
+    read, lost = 0, list[DataError]()
+    for pair in mixture.train[:: max(1, len(mixture.train) // 40)]:
+        try:
+            row = encoder.encode(mixture.conversation(pair))
+        except DataError as error:
+            lost.append(error)
+            continue
+        assert len(row.targets)
+        for placed in row.media:
+            run.reader.load(placed.media)
+        read += 1
+    # Some preferences of the mixture are longer than it lets rows be; nothing else may be lost.
+    assert read
+    assert all("the recipe's length is" in str(error) for error in lost)
+    assert len(lost) <= read * 0.1

@@ -3,9 +3,12 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mmsft.errors import ConfigError
+
+_COLUMNS: Final = ("image", "audio", "video")
+"""Modalities that have a column of their own; others stand together in ``media``."""
 
 
 def asked(id: str, medium: Mapping[str, str], question: str, answer: str, **columns: str) -> dict[str, Any]:
@@ -13,14 +16,16 @@ def asked(id: str, medium: Mapping[str, str], question: str, answer: str, **colu
 
     Args:
         id: its name, one of its own in the file.
-        medium: column and path of what the question is about, ``{"image": "images/1.png"}``; its tag comes first.
+        medium: what the question is about, by modality, ``{"image": "images/1.png"}``; its tag comes first.
         question: what is asked of it.
         answer: what is learned.
         columns: what a recipe can choose rows by, and score by.
     """
     tags = "".join(f"<{modality}>" for modality in medium)
     turns = [{"from": "human", "value": f"{tags}\n{question}"}, {"from": "gpt", "value": answer}]
-    return {"id": id, **medium, **columns, "conversations": turns}
+    others = {modality: path for modality, path in medium.items() if modality not in _COLUMNS}
+    files = {modality: path for modality, path in medium.items() if modality in _COLUMNS}
+    return {"id": id, **files, **({"media": others} if others else {}), **columns, "conversations": turns}
 
 
 def write_lines(file: Path, rows: Iterable[Mapping[str, Any]]) -> None:

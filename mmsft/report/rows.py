@@ -1,73 +1,78 @@
-"""Rows as a page shows them: their turns with what is learned, their media, and the tree that they are."""
+"""Rows as a page shows them: their turns and media, the tree that they are, and what the model reads and learns."""
 
-import base64
-import mimetypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from pathlib import Path
+from itertools import groupby
 from typing import Final, NamedTuple
 
-from mmsft.data.media_reader import file_of
-from mmsft.errors import DataError
-from mmsft.modalities.picture import read_picture
-from mmsft.modalities.spec import File
+from mmsft.report.media import Medium
 from mmsft.report.page import page
-from mmsft.types import Encoded, Media
+from mmsft.report.tree import HIGH, WIDE, Tree
 
-_SIDE: Final = 192
-_LARGEST: Final = 8 << 20
-"""Bytes of a sound or a video that a page takes in; of a larger one it tells the name."""
-_WIDE: Final = 900.0
-_HIGH: Final = 16
+OPEN: Final = 1500
+"""Tokens of a thread up to which a page shows it at once; a longer one opens at a click."""
+
+LONG: Final = 2000
+"""Characters of a text up to which a page shows it at once; the rest opens at a click."""
+
+WEIGHTS: Final = (0.25, 0.5, 1.0)
+"""Whose shades the legend shows."""
+
+
+class Token(NamedTuple):
+    """A token: its id, and what it says; of a medium's slots both stand for all of them."""
+
+    id: str
+    text: str
 
 
 class Piece(NamedTuple):
-    """A run of tokens of one kind.
+    """Tokens of one kind behind one another.
 
     Attributes:
         kind: ``text``, ``control`` or ``media``.
-        text: what they say; of a medium its name.
         weight: in the loss; None = context.
-        ids: the tokens' ids.
+        tokens: of it.
     """
 
     kind: str
-    text: str
     weight: float | None
-    ids: str
+    tokens: tuple[Token, ...]
 
     @property
     def shade(self) -> str:
-        """How dark a learned piece is: by its weight, at most fully."""
-        return "0" if self.weight is None else f"{0.15 + 0.45 * min(1.0, self.weight):.2f}"
+        """How dark it is: by its weight, at most fully."""
+        return shade(self.weight or 0.0)
 
 
-class Medium(NamedTuple):
-    """A medium of a row.
+class Said(NamedTuple):
+    """A turn as its row has it, before a template.
 
     Attributes:
-        kind: ``image``, ``audio``, ``video``, or empty where the page can't show it.
-        name: its file, with its options.
-        uri: its content; empty where the page can't show it.
-        note: why not.
+        number: from 1.
+        role: who speaks.
+        answers: number of the turn that it answers, where that isn't the one before; None = it is, or there is none.
+        depth: branch points above it; where there are none, it need not say its number.
+        weight: in the loss, where the recipe learns it.
+        parts: texts and media in their order.
+        more: what stands beside them, by name: reasoning, calls.
     """
 
-    kind: str
-    name: str
-    uri: str
-    note: str = ""
+    number: int
+    role: str
+    answers: int | None
+    depth: int
+    weight: float
+    parts: tuple[str | Medium, ...]
+    more: tuple[tuple[str, str], ...] = ()
 
-
-class Bar(NamedTuple):
-    """A segment of a tree: where it is drawn, in pixels, and what it holds."""
-
-    x: float
-    y: float
-    width: float
-    learned: float
-    label: str
-    joint: tuple[float, float] | None
+    @property
+    def remarks(self) -> str:
+        """What is worth saying of it beside its role: its place among branches, and its weight."""
+        place = f"turn {self.number}" if self.depth else ""
+        answers = f"answers turn {self.answers}" if self.answers else ""
+        weight = f"weight {self.weight:g}" if self.weight != 1 else ""
+        return ", ".join(filter(None, (place, answers, weight)))
 
 
 @dataclass(frozen=True)
@@ -76,84 +81,62 @@ class Drawn:
 
     Attributes:
         id: of the row.
+        number: its place in the epoch, from 1.
+        source: its name in the recipe.
+        tags: columns that the recipe keeps.
+        turns: what it says; empty where it can't be read.
+        raw: the row as its file has it, where it can't be read.
         group: number of the rows that it is joined with; None = it is alone.
-        branches: its threads.
-        media: each once.
-        bars: its tree.
-        counts: of tokens, in words.
+        joined: the tree that these make, at the first of them.
+        threads: what the model reads, a thread after the other; what they share is learned in the first.
+        tree: the same, drawn.
+        tokens: how many the row has, what threads share counted once.
+        learned: targets among them.
+        slots: of media.
+        note: how it is used otherwise than one would think.
         error: why it can't be used.
     """
 
     id: str
+    number: int = 1
+    source: str = ""
+    tags: tuple[tuple[str, str], ...] = ()
+    turns: tuple[Said, ...] = ()
+    raw: str = ""
     group: int | None = None
-    branches: tuple[tuple[Piece, ...], ...] = ()
-    media: tuple[Medium, ...] = ()
-    bars: tuple[Bar, ...] = ()
-    counts: str = ""
+    joined: Tree | None = None
+    threads: tuple[tuple[Piece, ...], ...] = ()
+    tree: Tree | None = None
+    tokens: int = 0
+    learned: int = 0
+    slots: int = 0
+    note: str = ""
     error: str | None = None
 
-    @property
-    def height(self) -> float:
-        """Of the tree, in pixels."""
-        return max((bar.y for bar in self.bars), default=0.0) + _HIGH
+
+class Group(NamedTuple):
+    """Rows that follow one another and go through the model together: of one group, or one alone."""
+
+    number: int | None
+    rows: tuple[Drawn, ...]
 
 
-def rows_page(title: str, rows: Sequence[Drawn]) -> str:
+def shade(weight: float) -> str:
+    """Returns how opaque the ground of text of a weight is."""
+    return f"{0.1 + 0.32 * min(1.0, weight):.2f}"
+
+
+def rows_page(title: str, rows: Sequence[Drawn], facts: Sequence[str] = ()) -> str:
     """Returns a page of rows.
 
     Args:
         title: above them.
         rows: in their order.
+        facts: what is said about them below the title.
     """
-    return page("rows", title=title, rows=rows, width=_WIDE + 8, high=_HIGH)
-
-
-def medium(media: Media) -> Medium:
-    """Returns a medium for a page: a small picture, or a player; of what can't be read the reason."""
-    name = Path(media.ref).name if isinstance(media.ref, str) else f"{len(media.ref):,} bytes"
-    name += "".join(f" {option}={value}" for option, value in media.options)
-    try:
-        if media.modality == "image":
-            return Medium("image", name, _thumbnail(file_of(media)))
-        if media.modality in ("audio", "video"):
-            file = file_of(media)
-            data = file if isinstance(file, bytes) else file.read_bytes()
-            if len(data) > _LARGEST:
-                return Medium("", name, "", f"{len(data) / 2**20:.0f} MiB, too large for a page")
-            return Medium(media.modality, name, _uri(data, _type(media)))
-    except (DataError, OSError) as error:
-        return Medium("", name, "", str(error))
-    return Medium("", name, "", f"a page can't show {media.modality}")
-
-
-def _thumbnail(file: File) -> str:
-    image = read_picture(file)
-    image.thumbnail((_SIDE, _SIDE))
-    out = BytesIO()
-    image.save(out, "PNG")
-    return _uri(out.getvalue(), "image/png")
-
-
-def _type(media: Media) -> str:
-    guessed = mimetypes.guess_type(media.ref)[0] if isinstance(media.ref, str) else None
-    return guessed or ("audio/wav" if media.modality == "audio" else "video/mp4")
-
-
-def _uri(data: bytes, kind: str) -> str:
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
-
-
-def bars(encoded: Encoded) -> tuple[Bar, ...]:
-    """Returns a tree's segments, the longest thread as wide as the page, each below the one before."""
-    longest = int(encoded.positions.max()) + 1
-    scale = _WIDE / longest
-    learned = set((encoded.targets.position + 1).tolist())
-    places: list[Bar] = []
-    for number, segment in enumerate(encoded.segments):
-        x, y = float(encoded.positions[segment.start]) * scale, number * (_HIGH + 6.0)
-        count = segment.end - segment.start
-        part = sum(index in learned for index in range(segment.start, segment.end)) / count
-        above = places[segment.parent] if segment.parent >= 0 else None
-        joint = None if above is None else (above.x + above.width, above.y + _HIGH / 2)
-        places.append(Bar(x, y, count * scale, part, f"{count} tokens, {part:.0%} learned", joint))
-    return tuple(places)
+    numbered = enumerate(rows)
+    keys = groupby(numbered, key=lambda pair: ("group", pair[1].group) if pair[1].group is not None else pair[0])
+    groups = [Group(some[0].group, some) for _, pairs in keys if (some := tuple(row for _, row in pairs))]
+    shades = [(weight, shade(weight)) for weight in WEIGHTS]
+    sizes = {"wide": WIDE, "high": HIGH, "most": OPEN, "long": LONG}
+    return page("rows", title=title, facts=facts, rows=rows, groups=groups, shades=shades, **sizes)

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,9 +14,9 @@ from mmsft.config import StageConfig
 from mmsft.data.tokens import Tokenizer
 from mmsft.data.tree import threads
 from mmsft.errors import ConfigError, DataError, suggest
-from mmsft.report.rows import Drawn, Piece, bars, medium
+from mmsft.report.tree import counted, outline
 from mmsft.run.load import Run
-from mmsft.types import Encoded, Media
+from mmsft.types import Encoded, Ints, Media
 
 _LONGEST: Final = 4  # bytes of a character
 # Rows may hold what a terminal would obey; Unicode has a picture of each, from U+2400 on.
@@ -56,6 +56,7 @@ class Shown:
         error: why the row can't be used.
         thread: its number among the row's `threads`.
         group: number of the rows that begin alike and are joined, if the recipe joins rows.
+        tree: how the row's threads share what they begin with, at the first of several.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Shown:
     thread: int = 1
     threads: int = 1
     group: int | None = None
+    tree: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the row as JSON has it."""
@@ -79,6 +81,8 @@ class Shown:
             group = "" if self.group is None else f", group {self.group}"
             of = f", thread {self.thread} of {self.threads}" if self.threads > 1 else ""
             console.print(Styled(f"── {self.id}{group}{of} ──", style="bold"))
+            if self.tree:
+                console.print(Styled(self.tree, style="dim"))
             if self.error:
                 console.print(Styled(self.error, style="red"))
             else:
@@ -92,7 +96,7 @@ class Shown:
         for (media, weight), same in groupby(self.tokens, key=lambda token: (token.media, token.weight)):
             run = list(same)
             if media is not None:
-                body.append(f"⟨{media}, {len(run)} tokens⟩", "magenta")
+                body.append(f"⟨{media}, {counted(len(run))}⟩", "magenta")
             elif weight is None:
                 self._write(body, run, "")
             else:
@@ -139,39 +143,26 @@ def show_rows(run: Run, stage: str | None, start: int, rows: int) -> Iterator[Sh
     Raises:
         ConfigError: there is no such stage, or no such row.
     """
-    for row in _rows(run, stage_named(run, stage), start, rows):
+    for row in rows_of(run, stage_named(run, stage), start, rows):
         yield from row.shown
 
 
-def drawn_rows(run: Run, stage: str | None, start: int, rows: int) -> Iterator[Drawn]:
-    """Yields rows for a page; as of `show_rows`, but for the threads, which stand together."""
-    for row in _rows(run, stage_named(run, stage), start, rows):
-        first = row.shown[0]
-        if row.encoded is None:
-            yield Drawn(first.id, first.group, error=first.error)
-            continue
-        media = dict.fromkeys(placed.media for placed in row.encoded.media)
-        counts = f"{len(row.encoded)} tokens, {len(row.encoded.targets)} learned, {len(media)} media"
-        if row.encoded.note:
-            counts += f"; {row.encoded.note}"
-        yield Drawn(
-            id=first.id,
-            group=first.group,
-            branches=tuple(tuple(_pieces(one.tokens)) for one in row.shown),
-            media=tuple(map(medium, media)),
-            bars=bars(row.encoded),
-            counts=counts,
-        )
+class Row(NamedTuple):
+    """A row: its threads, or one that says why it can't be used; and its tokens, if it can.
 
+    Attributes:
+        pair: [2] its source and number.
+        shown: its threads.
+        encoded: its tokens.
+    """
 
-class _Row(NamedTuple):
-    """A row: its threads, or one that says why it can't be used; and its tokens, if it can."""
-
+    pair: Ints
     shown: list[Shown]
     encoded: Encoded | None
 
 
-def _rows(run: Run, stage: StageConfig, start: int, rows: int) -> Iterator[_Row]:
+def rows_of(run: Run, stage: StageConfig, start: int, rows: int) -> Iterator[Row]:
+    """Yields rows as of `show_rows`."""
     mixture = run.mixture(stage.recipe)
     encoder = run.encoder(stage.recipe)
     count = mixture.epoch
@@ -183,23 +174,16 @@ def _rows(run: Run, stage: StageConfig, start: int, rows: int) -> Iterator[_Row]
         try:
             encoded = encoder.encode(mixture.conversation(pair))
         except DataError as error:
-            yield _Row([Shown(mixture.row_id(pair), error=str(error), group=group)], None)
+            yield Row(pair, [Shown(mixture.row_id(pair), error=str(error), group=group)], None)
             continue
         chains, added = threads(encoded), encoder.tokenizer.added
         shown = [
             Shown(encoded.id, tuple(_tokens(chain, encoder.tokenizer)), added, None, number, len(chains), group)
             for number, chain in enumerate(chains, 1)
         ]
-        yield _Row(shown, encoded)
-
-
-def _pieces(tokens: Sequence[Token]) -> Iterator[Piece]:
-    """Yields runs of tokens that a page shows alike."""
-    for (media, weight, control), same in groupby(tokens, key=lambda it: (it.media, it.weight, it.control)):
-        run = list(same)
-        kind = "media" if media else "control" if control else "text"
-        text = f"{media} · {len(run)} tokens" if media else "".join(token.text for token in run)
-        yield Piece(kind, text, weight, "" if media else " ".join(str(token.id) for token in run))
+        if len(shown) > 1:
+            shown[0] = replace(shown[0], tree=outline(encoded))
+        yield Row(pair, shown, encoded)
 
 
 def stage_named(run: Run, name: str | None) -> StageConfig:

@@ -105,7 +105,8 @@ class StageStats:
             yield "  " + _columns(it.name, *counts, f"{it.tokens / whole:.1%}", f"{it.learned:,}", media, slots)
         yield "  tokens of a row: " + " · ".join(_PARTS)
         for it in self.sources:
-            yield f"    {it.name}: " + " · ".join(f"{value:,.0f}" for value in it.parts().values())
+            lengths = " · ".join(f"{value:,.0f}" for value in it.parts().values())
+            yield f"    {it.name}: {lengths or 'no row can be used; see `mmsft data check`'}"
         for budget, (part, long) in self.utilisation.items():
             too_long = f"; {long:,} rows are longer" if long else ""
             yield f"  packs of {budget:,} tokens: {part:.1%} filled{too_long}"

@@ -32,8 +32,8 @@ def answers(file: Path) -> dict[str, str]:
 
 def media(folder: Path, file: str) -> list[Path]:
     """Returns the files that rows name."""
-    named = [row[key] for row in lines(folder / file) for key in ("image", "audio", "video", "points") if key in row]
-    return [folder / name for name in named]
+    rows = [{**row, **row.get("media", {})} for row in lines(folder / file)]
+    return [folder / row[kind] for row in rows for kind in ("image", "audio", "video", "points") if kind in row]
 
 
 def test_rows_keep_their_alphabet_and_no_rows_are_an_error(tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def test_furniture_becomes_points_on_its_surface_in_its_colours(tmp_path: Path) 
     assert found["Set-CC-0-1-points"] == "Chäir"
     assert found["Set-CC-0-1-image-kind"] == "Room"
     assert {row["licence"] for row in lines(tmp_path / "furniture.jsonl")} == {"CC0"}
-    assert all(file.is_file() for file in media(tmp_path, "furniture.jsonl"))
+    assert {file.suffix for file in media(tmp_path, "furniture.jsonl") if file.is_file()} == {".npy", ".png"}
 
 
 def thing(number: int) -> Emoji:

@@ -91,5 +91,7 @@ def test_each_row_has_a_name_of_its_own_an_answer_and_its_media(name: str, file:
     rows = lines(folder / file)
     assert len({row["id"] for row in rows}) == len(rows) == count
     assert all(row["conversations"][1]["value"].strip() for row in rows)
-    named = {row[kind] for row in rows for kind in ("image", "audio", "video", "points") if kind in row}
+    columns = [{**row, **row.get("media", {})} for row in rows]
+    named = {row[kind] for row in columns for kind in ("image", "audio", "video", "points") if kind in row}
+    assert named
     assert [path for path in named if not (folder / path).is_file()] == []

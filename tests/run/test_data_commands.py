@@ -140,6 +140,6 @@ def test_the_commands_print_tables_or_one_json_object(lab: Lab, mmsft: Command) 
     assert checked.code == 0
     assert "rows: 24 used, 0 trimmed, 0 dropped, 0 failed" in checked.out
     assert json.loads(mmsft("data", "check", file, "--tokenizer", tokenizer(lab), "--json").out)["ok"]
-    assert "1 tokens" in mmsft("data", "show", file, "--tokenizer", tokenizer(lab), "--rows", "2").out
+    assert "1 token⟩" in mmsft("data", "show", file, "--tokenizer", tokenizer(lab), "--rows", "2").out
     (lab.folder / "rows.jsonl").write_text('{"conversations": []}\n')
     assert mmsft("data", "check", file, "--tokenizer", tokenizer(lab)).code == 2
