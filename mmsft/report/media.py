@@ -2,7 +2,7 @@
 
 import base64
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
@@ -23,7 +23,9 @@ ALONE: Final = 8 << 20
 ALTOGETHER: Final = 48 << 20
 """Bytes of media that a page takes in; of what comes after them it tells the names."""
 
+_HEAVY: Final = 256 << 10
 _SIDE: Final = 360
+_CLOUD: Final = 240
 _STILLS: Final = 4
 _BEGINNING_S: Final = 30
 _VIEW: Final = np.array([[0.82, 0.0, -0.57], [-0.2, 0.94, -0.28], [0.54, 0.34, 0.77]])
@@ -59,14 +61,18 @@ class Album:
 
     Attributes:
         left: bytes that the page can still take in.
+        heavy: sounds and videos of more than `_HEAVY` bytes that it has; they play where they stand first.
     """
 
     left: int = ALTOGETHER
+    heavy: dict[Media, Medium] = field(default_factory=dict)
 
     def medium(self, media: Media) -> Medium:
         """Returns a medium for the page; of what can't be read the reason."""
         name = Path(media.ref).name if isinstance(media.ref, str) else f"{len(media.ref):,} bytes"
         name += "".join(f" {option}={value}" for option, value in media.options)
+        if media in self.heavy:
+            return self.heavy[media]
         show = _SHOWN.get(media.modality)
         if show is None:
             return Medium("", name, note=f"a page can't show {media.modality}")
@@ -78,6 +84,10 @@ class Album:
         if size > self.left:
             return Medium("", name, facts=shown.facts, note="not shown: the page is full; show fewer rows")
         self.left -= size
+        if size > _HEAVY and shown.kind in ("audio", "video"):
+            still, kind = ((shown.poster,), "image") if shown.poster else ((), "")
+            note = "plays where it stands first"
+            self.heavy[media] = shown._replace(kind=kind, uris=still, poster="", note=note)
         return shown
 
 
@@ -177,11 +187,11 @@ def _points(name: str, file: File) -> Medium:
     turned = (points[:, :3] - points[:, :3].mean(axis=0)) @ _VIEW.T
     places = turned[:, :2] * np.array([1.0, -1.0])
     places -= places.min(axis=0)
-    places = (places / max(places.max(), 1e-12) * (_SIDE - 1)).astype(int)
+    places = (places / max(places.max(), 1e-12) * (_CLOUD - 1)).astype(int)
     colours = np.full((len(points), 3), 90.0)
     if points.shape[1] >= 6:
         colours = points[:, 3:6] * (255 if points[:, 3:6].max() <= 1 else 1)
-    canvas = np.full((_SIDE, _SIDE, 3), 255, np.uint8)
+    canvas = np.full((places[:, 1].max() + 1, places[:, 0].max() + 1, 3), 255, np.uint8)
     near = np.argsort(turned[:, 2])
     canvas[places[near, 1], places[near, 0]] = colours[near].clip(0, 255)
     small, width = _small(Image.fromarray(canvas), exact=True)

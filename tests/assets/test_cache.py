@@ -99,6 +99,8 @@ def test_a_recipe_in_the_place_of_a_name_means_what_it_reads(
     recipe.write_text("sources: []\n")
     with pytest.raises(ConfigError, match="names no asset"):
         fetch(str(recipe))
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: no such file; name an asset"):
+        fetch("nowhere.yaml")
 
 
 def test_without_a_name_the_demos_assets_are_fetched(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mmsft.assets import ASSETS
 from tests.examples.pages import DOCS, blocks, run_page
 from tests.makers import Lab, picture, write_rows
 
@@ -56,3 +57,15 @@ def test_its_links_lead_somewhere(page: Path) -> None:
         there = (page.parent / file) if file else page
         assert there.exists(), target
         assert not anchor or anchor in anchors(there), target
+
+
+def test_the_page_on_assets_lists_them_as_they_are() -> None:
+    page = (DOCS / "assets.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| `([\w-]+)` \| (\d+) \| (.+?) \| (.+?) \| ?(.*?) ?\|$", page, re.M)
+    told = {name: (int(size), holds, licence) for name, size, holds, licence, _ in lines}
+    assert told == {name: (asset.megabytes, asset.holds, asset.licence) for name, asset in ASSETS.items()}
+    recipes = {path.stem: path.read_text(encoding="utf-8") for path in (DOCS.parent / "data_recipes").glob("*.yaml")}
+    for name, *_, named in lines:
+        for recipe in re.findall(r"`(\w+)`", named):
+            assert f"asset:{name}/" in recipes[recipe]
+    assert [name for name, asset in ASSETS.items() if asset.demo] == [name for name, *_ in lines][:4]

@@ -110,6 +110,15 @@ def test_a_page_takes_in_so_much_and_no_more(monkeypatch: pytest.MonkeyPatch) ->
     assert last.facts == "1.0 s, 8 kHz"
 
 
+def test_what_is_heavy_plays_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_pages, "_HEAVY", 30_000)
+    album = Album()
+    heavy, light = (Media("audio", sound("WAV", seconds=seconds)) for seconds in (2, 1))
+    assert [album.medium(medium).kind for medium in (heavy, light, heavy, light)] == ["audio", "audio", "", "audio"]
+    again = album.medium(heavy)
+    assert (again.note, again.facts) == ("plays where it stands first", "2.0 s, 8 kHz")
+
+
 def test_points_are_drawn_in_their_colours(tmp_path: Path) -> None:
     chance = np.random.default_rng(0)
     places = chance.random((5000, 3))
