@@ -24,6 +24,7 @@ ALTOGETHER: Final = 48 << 20
 """Bytes of media that a page takes in; of what comes after them it tells the names."""
 
 _HEAVY: Final = 256 << 10
+_HEAD: Final = 4096
 _SIDE: Final = 360
 _CLOUD: Final = 240
 _STILLS: Final = 4
@@ -110,18 +111,17 @@ def _sound(name: str, file: File) -> Medium:
     """Returns a player of a sound; of one that browsers don't play, or that is long, of its beginning as WAV."""
     import soundfile
 
-    data = file if isinstance(file, bytes) else file.read_bytes()
-    played = _type_of(data, "audio")
+    played, small = _type_of(file, "audio"), _size(file) <= ALONE
     try:
-        with soundfile.SoundFile(BytesIO(data)) as sound:
+        with soundfile.SoundFile(_opened(file)) as sound:
             seconds, rate = sound.frames / sound.samplerate, sound.samplerate
             facts = f"{_duration(seconds)}, {rate / 1000:g} kHz"
-            if played and len(data) <= ALONE:
-                return Medium("audio", name, (_uri(data, played),), facts)
+            if played and small:
+                return Medium("audio", name, (_uri(_whole(file), played),), facts)
             samples = sound.read(_BEGINNING_S * rate, dtype="int16", always_2d=True)
     except (soundfile.SoundFileError, ValueError) as error:
-        if played and len(data) <= ALONE:
-            return Medium("audio", name, (_uri(data, played),))
+        if played and small:
+            return Medium("audio", name, (_uri(_whole(file), played),))
         return Medium("", name, note=f"the sound can't be read: {error}")
     out = BytesIO()
     soundfile.write(out, samples[:, 0], rate, format="WAV")
@@ -131,21 +131,21 @@ def _sound(name: str, file: File) -> Medium:
 
 def _video(name: str, file: File) -> Medium:
     """Returns a player of a video, or stills of one that browsers don't play, or that is large."""
-    data = file if isinstance(file, bytes) else file.read_bytes()
-    played = _type_of(data, "video")
+    played, small = _type_of(file, "video"), _size(file) <= ALONE
     try:
-        stills, width, facts = _stills(data)
+        stills, width, facts = _stills(file)
     except DataError as error:
         stills, width, facts = (), 0, ""
-        if not played or len(data) > ALONE:
+        if not (played and small):
             return Medium("", name, note=str(error))
-    if played and len(data) <= ALONE:
-        return Medium("video", name, (_uri(data, played),), facts, width=width, poster=stills[0] if stills else "")
-    why = f"{len(data) / 2**20:,.0f} MiB are too large for a page" if played else "no browser plays this format"
+    if played and small:
+        poster = stills[0] if stills else ""
+        return Medium("video", name, (_uri(_whole(file), played),), facts, width=width, poster=poster)
+    why = f"{_size(file) / 2**20:,.0f} MiB are too large for a page" if played else "no browser plays this format"
     return Medium("stills", name, stills, facts, f"{why}; {len(stills)} stills", width)
 
 
-def _stills(data: bytes) -> tuple[tuple[str, ...], int, str]:
+def _stills(file: File) -> tuple[tuple[str, ...], int, str]:
     """Returns pictures from the first to the last of a video, their width, and its facts.
 
     Raises:
@@ -157,7 +157,7 @@ def _stills(data: bytes) -> tuple[tuple[str, ...], int, str]:
 
     decord.logging.set_level(decord.logging.QUIET)
     try:
-        video = decord.VideoReader(BytesIO(data))
+        video = decord.VideoReader(_opened(file))
         count = len(video)
         frames = [video[at * (count - 1) // (_STILLS - 1)].asnumpy() for at in range(_STILLS)]
         rate = float(video.get_avg_fps())
@@ -198,8 +198,29 @@ def _points(name: str, file: File) -> Medium:
     return Medium("image", name, (small,), facts, width=width)
 
 
-def _type_of(data: bytes, kind: str) -> str:
+def _opened(file: File) -> str | BytesIO:
+    """Returns a file as readers of sounds and videos take it, without reading it."""
+    return BytesIO(file) if isinstance(file, bytes) else str(file)
+
+
+def _size(file: File) -> int:
+    return len(file) if isinstance(file, bytes) else file.stat().st_size
+
+
+def _whole(file: File) -> bytes:
+    return file if isinstance(file, bytes) else file.read_bytes()
+
+
+def _head(file: File) -> bytes:
+    if isinstance(file, bytes):
+        return file[:_HEAD]
+    with file.open("rb") as source:
+        return source.read(_HEAD)
+
+
+def _type_of(file: File, kind: str) -> str:
     """Returns the type of a sound or a video that browsers play, by its first bytes; empty where they don't."""
+    data = _head(file)
     if data.startswith(b"RIFF") and data[8:12] == b"WAVE":
         return "audio/wav" if any(form in _PCM for form in _wave_forms(data)) else ""
     if data.startswith(b"ID3") or (len(data) > 1 and data[0] == 0xFF and data[1] & 0xE0 == 0xE0):
@@ -212,7 +233,7 @@ def _type_of(data: bytes, kind: str) -> str:
 
 def _wave_forms(data: bytes) -> Iterator[int]:
     """Yields the form of a WAV's samples, once, from its chunk ``fmt ``."""
-    at = data.find(b"fmt ", 12, 4096)
+    at = data.find(b"fmt ", 12)
     if at >= 0:
         form = int.from_bytes(data[at + 8 : at + 10], "little")
         # An extensible WAV states its form in a GUID further on, whose first bytes are that number.

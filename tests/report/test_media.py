@@ -86,6 +86,15 @@ def test_of_a_long_sound_there_is_the_beginning(monkeypatch: pytest.MonkeyPatch)
     assert (len(samples), player.facts, player.note) == (30 * 8000, "1 min 10 s, 8 kHz", "its first 30 s")
 
 
+def test_a_file_larger_than_a_page_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(of_pages, "ALONE", 10_000)
+    monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("read as a whole"))
+    (tmp_path / "a.wav").write_bytes(sound("WAV", seconds=40))
+    (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + b"\0" * 20_000)
+    assert shown("audio", str(tmp_path / "a.wav")).note == "its first 30 s"
+    assert "can't be decoded" in shown("video", str(tmp_path / "a.mp4")).note
+
+
 def test_what_is_no_sound_says_so(tmp_path: Path) -> None:
     (tmp_path / "a.wav").write_bytes(b"RIFF")
     assert "the sound can't be read" in shown("audio", str(tmp_path / "a.wav")).note

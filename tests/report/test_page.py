@@ -49,6 +49,8 @@ def test_the_style_loads_nothing_and_serves_print() -> None:
     assert "url(" not in STYLE
     assert "@import" not in STYLE
     assert "@media print" in STYLE
+    # Paper is white, whatever the screen's scheme is.
+    assert re.findall(r"@media ([^{]*)dark", STYLE) == ["screen and (prefers-color-scheme: "]
 
 
 def test_only_characters_that_are_obeyed_unseen_are_replaced() -> None:
