@@ -10,6 +10,7 @@ import numpy as np
 from mmsft.data.files import RandomFile
 from mmsft.data.jsonlines import CHUNK
 from mmsft.data.jsonrows import Spans
+from mmsft.data.rows import check_index
 from mmsft.errors import DataError
 from mmsft.types import Ints, Record
 
@@ -53,8 +54,7 @@ class DelimitedRows:
             IndexError: there is no such row.
             DataError: it isn't UTF-8, or it has more or fewer values than there are columns.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.file.path.name} has {len(self)} rows, there is no row {index}")
+        check_index(index, len(self), self.file.path.name)
         row = self.row_id(index)
         values = _values(
             self.file.read(int(self.spans.starts[index]), int(self.spans.ends[index])), self.delimiter, row

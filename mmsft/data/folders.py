@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mmsft.data.arrow import ArrowRows
-from mmsft.data.rows import ManyRows, Rows
+from mmsft.data.rows import ManyRows, Rows, check_index
 from mmsft.errors import ConfigError, DataError, suggest
 from mmsft.types import Record
 
@@ -53,8 +53,7 @@ class MediaRows:
             IndexError: there is no such row.
             DataError: the file beside it can't be read.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.root.name} has {len(self)} media, there is no row {index}")
+        check_index(index, len(self), self.root.name)
         file = Path(self.files[index])
         row: dict[str, Any] = {MEDIA[file.suffix.lower()]: str(file)}
         if file.parent != Path():

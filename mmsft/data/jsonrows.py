@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from mmsft.data.files import RandomFile
+from mmsft.data.rows import check_index
 from mmsft.errors import DataError
 from mmsft.types import Ints, Record
 
@@ -44,8 +45,7 @@ class JsonRows:
             IndexError: there is no such row.
             DataError: the row isn't a JSON object in UTF-8.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.file.path.name} has {len(self)} rows, there is no row {index}")
+        check_index(index, len(self), self.file.path.name)
         start, end = int(self.spans.starts[index]), int(self.spans.ends[index])
         return parse_row(self.file.read(start, end), self.row_id(index), last=index == len(self) - 1)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mmsft.data.files import RandomFile
+from mmsft.data.rows import Rows, check_index
 from mmsft.errors import DataError
 from mmsft.types import Record
 
@@ -42,8 +43,7 @@ class ObjectRows:
             IndexError: there is no such row.
             DataError: the file was changed since it was opened.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.file.path.name} has {len(self)} rows, there is no row {index}")
+        check_index(index, len(self), self.file.path.name)
         if not self._rows:  # pickled without them
             self._rows.extend(_read(self.file)[1])
         return self._rows[index]
@@ -52,13 +52,22 @@ class ObjectRows:
         return {"file": self.file, "names": self.names, "_rows": []}
 
 
-def open_object(file: RandomFile) -> ObjectRows:
+def open_object(file: RandomFile, otherwise: Rows | None = None) -> Rows:
     """Opens a JSON object with rows inside.
 
+    Args:
+        file: the file.
+        otherwise: the rows of a file that isn't one of those that are known.
+
     Raises:
-        DataError: it isn't one of those that are known.
+        DataError: it isn't one of those, and there are no other rows.
     """
-    names, rows = _read(file)
+    try:
+        names, rows = _read(file)
+    except DataError:
+        if otherwise is None:
+            raise
+        return otherwise
     return ObjectRows(file, names, rows)
 
 
@@ -67,12 +76,13 @@ def _read(file: RandomFile) -> tuple[list[str], list[Record]]:
         value = json.loads(file.read(0, file.size).decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file.path}: not valid JSON: {error}; fetch or write it again") from None
-    if isinstance(value.get(_INSTANCES), list):
-        return _task(value, file.path)
-    if isinstance(value.get("data"), dict):
-        return _mimic_it(value["data"])
+    found = value if isinstance(value, dict) else {}
+    if isinstance(found.get(_INSTANCES), list):
+        return _task(found, file.path)
+    if isinstance(found.get("data"), dict):
+        return _mimic_it(found["data"])
     raise DataError(
-        f"{file.path}: is one JSON object with {', '.join(map(str, list(value)[:8])) or 'no keys'}; a source is an "
+        f"{file.path}: is one JSON object with {', '.join(map(str, list(found)[:8])) or 'no keys'}; a source is an "
         "array of rows, `[{...}, {...}]`, one row a line, a task with Instances, or MIMIC-IT's data"
     )
 

@@ -30,6 +30,21 @@ class Rows(Protocol):
         ...
 
 
+def check_index(index: int, count: int, name: str) -> None:
+    """Checks that there is such a row.
+
+    Args:
+        index: of the row.
+        count: how many there are.
+        name: of the file or folder that they are in, for the error.
+
+    Raises:
+        IndexError: there isn't.
+    """
+    if not 0 <= index < count:
+        raise IndexError(f"{name} has {count} rows, there is no row {index}")
+
+
 @dataclass(frozen=True)
 class Borders:
     """Where the parts of a whole begin, e.g. the row groups of a file.
@@ -58,8 +73,7 @@ class Borders:
         Raises:
             IndexError: there is no such row.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{name} has {len(self)} rows, there is no row {index}")
+        check_index(index, len(self), name)
         part = int(np.searchsorted(self.starts, index, side="right")) - 1
         return part, index - int(self.starts[part])
 

@@ -1,7 +1,6 @@
 """Files of rows, told apart by their first bytes and read lazily; and folders and patterns of them."""
 
 import codecs
-import json
 from pathlib import Path
 
 from mmsft.data.arrow import MAGIC, ArrowRows
@@ -96,7 +95,7 @@ def _open_json(file: RandomFile, head: bytes) -> Rows:
     if _spans_lines(text):
         return open_object(file)
     rows = JsonRows(file, find_lines(file, start))
-    return open_object(file) if len(rows) == 1 and _holds_rows(file) else rows
+    return open_object(file, otherwise=rows) if len(rows) == 1 else rows
 
 
 def _begin(head: bytes) -> int:
@@ -109,12 +108,3 @@ def _spans_lines(text: bytes) -> bool:
     first, _, rest = text.partition(b"\n")
     following = rest.lstrip()
     return first.rstrip().endswith((b"{", b"[", b",")) and bool(following) and not following.startswith(b"{")
-
-
-def _holds_rows(file: RandomFile) -> bool:
-    """Tells a file of one line that is an object with rows inside from one that is a row."""
-    try:
-        value = json.loads(file.read(0, file.size).decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(value, dict) and (isinstance(value.get("Instances"), list) or isinstance(value.get("data"), dict))

@@ -9,6 +9,7 @@ from mmsft.data.files import RandomFile
 from mmsft.data.folders import MEDIA
 from mmsft.data.jsonrows import parse_row
 from mmsft.data.members import Member
+from mmsft.data.rows import check_index
 from mmsft.errors import DataError
 from mmsft.types import Record
 
@@ -54,8 +55,7 @@ class TarRows:
             IndexError: there is no such row.
             DataError: a file of the row is cut off, a link, or no JSON or text.
         """
-        if not 0 <= index < len(self):
-            raise IndexError(f"{self.file.path.name} has {len(self)} rows, there is no row {index}")
+        check_index(index, len(self), self.file.path.name)
         sample, row = self._samples[index], self.row_id(index)
         if sample.wrong:
             raise DataError(f"{row}: {sample.wrong}")
