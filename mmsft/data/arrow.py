@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from mmsft.data.rows import Borders, row_of_table
+from mmsft.data.schema import columns_of
 from mmsft.errors import DataError
 from mmsft.types import Record
 
@@ -26,8 +27,9 @@ class ArrowRows:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._batches: list[Any] | None = None
-        counts = [batch.num_rows for batch in self._opened()]
-        self._borders = Borders.of(counts)
+        batches = self._opened()
+        self._borders = Borders.of(batch.num_rows for batch in batches)
+        self._columns = columns_of(batches[0].schema if batches else pa.schema([]))
 
     def __len__(self) -> int:
         return len(self._borders)
@@ -44,7 +46,7 @@ class ArrowRows:
             DataError: the row can't be decoded.
         """
         part, row = self._borders.place(index, self.path.name)
-        return row_of_table(lambda: self._opened()[part], row, self.row_id(index))
+        return row_of_table(lambda: self._opened()[part], row, self.row_id(index), self._columns)
 
     def _opened(self) -> list[Any]:
         if self._batches is None:

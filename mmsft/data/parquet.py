@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmsft.data.rows import Borders, row_of_table
+from mmsft.data.schema import columns_of
 from mmsft.errors import DataError
 from mmsft.types import Record
 
@@ -30,6 +31,7 @@ class ParquetRows:
         self._cache_bytes = cache_bytes
         self._groups: OrderedDict[int, Any] = OrderedDict()
         self._file: Any = None
+        self._columns = columns_of(self._opened().schema_arrow)
         metadata = self._opened().metadata
         counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
         self._borders = Borders.of(counts)
@@ -49,7 +51,7 @@ class ParquetRows:
             DataError: the row or its row group can't be decoded.
         """
         part, row = self._borders.place(index, self.path.name)
-        return row_of_table(lambda: self._group(part), row, self.row_id(index))
+        return row_of_table(lambda: self._group(part), row, self.row_id(index), self._columns)
 
     def _group(self, number: int) -> Any:
         if number in self._groups:

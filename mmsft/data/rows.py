@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from mmsft.data.schema import Columns
 from mmsft.errors import DataError
 from mmsft.types import Ints, Record
 
@@ -78,13 +79,14 @@ class Borders:
         return part, index - int(self.starts[part])
 
 
-def row_of_table(table: Callable[[], Any], index: int, row: str) -> Record:
+def row_of_table(table: Callable[[], Any], index: int, row: str, columns: Columns) -> Record:
     """Reads a row of one of Arrow's tables or batches.
 
     Args:
         table: returns it.
         index: of the row in it.
         row: the row's id, for errors.
+        columns: what its schema says of them.
 
     Raises:
         DataError: the table or the row can't be decoded.
@@ -93,7 +95,7 @@ def row_of_table(table: Callable[[], Any], index: int, row: str) -> Record:
         record: dict[str, Any] = table().slice(index, 1).to_pylist()[0]
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{row}: can't be decoded: {error}; fetch or write the file again") from None
-    return record
+    return columns.read(record, row)
 
 
 @dataclass(frozen=True)

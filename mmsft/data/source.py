@@ -19,6 +19,7 @@ from mmsft.data.formats.media_tags import media_in_columns
 from mmsft.data.formats.recognise import recognise
 from mmsft.data.formats.regions import Size
 from mmsft.data.hub import place
+from mmsft.data.labels import spoken
 from mmsft.data.media import resolve
 from mmsft.data.media_reader import file_of
 from mmsft.data.rows import Rows
@@ -84,7 +85,7 @@ class Source:
         """
         record = self.record(row)
         conversation = self.read(record, self.rows.row_id(row))
-        tags = {name: str(record[name]) for name in self.config.tags if name in record}
+        tags = {name: spoken(record[name]) for name in self.config.tags if name in record}
         return replace(conversation, tags={**conversation.tags, **tags})
 
     def media(self, row: int) -> Sequence[Media]:
@@ -128,7 +129,7 @@ class Source:
             record = self.record(row)
         except DataError:
             return True  # a row that can't be read is for the ledger, not for a filter
-        return all(str(record.get(name)) in values for name, values in self.config.where.items())
+        return all(spoken(record.get(name)) in values for name, values in self.config.where.items())
 
     def _why_none(self) -> str:
         if not self.config.where or not len(self.rows):
@@ -137,7 +138,7 @@ class Source:
         for name, values in self.config.where.items():
             if name not in first:
                 return f" by `where`: rows have no column {name!r}{suggest(name, first)}"
-            return f" by `where: {{{name}: {', '.join(values)}}}`; the first row has {first[name]!r}"
+            return f" by `where: {{{name}: {', '.join(values)}}}`; the first row has {spoken(first[name])!r}"
         return ""
 
     def _locate(self, turn: Turn, row_id: str) -> Turn:

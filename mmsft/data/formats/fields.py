@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmsft.data.labels import Hidden, Label
 from mmsft.errors import DataError, suggest
 
 
@@ -39,13 +40,20 @@ def require(record: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
 
 
 def text(value: Any, where: str) -> str:
-    """Returns a text; a number, as mixed JSON columns hold them, becomes its digits.
+    """Returns a text; a number, as mixed JSON columns hold them, becomes its digits, and a class its name.
 
     Raises:
-        DataError: it is null, a truth value, a list or an object, which could be written in several ways.
+        DataError: it is null, a truth value, a list or an object, which could be written in several ways, or a class
+            that isn't told.
     """
     if isinstance(value, str):
         return value
+    if isinstance(value, Label):
+        return value.name
+    if isinstance(value, Hidden):
+        raise DataError(
+            f"{where}: the data set doesn't tell its class, which is {value}; leave such rows out by `where`"
+        )
     if isinstance(value, int | float) and not isinstance(value, bool) and -math.inf < value < math.inf:
         return str(value)
     raise DataError(f"{where}: expected text, got {show(value)}; write it as a string")
