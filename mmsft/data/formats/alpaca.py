@@ -1,12 +1,15 @@
 """The Alpaca format: instruction, input and output, with an optional system text and history."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from mmsft.data.formats.dialogue import read_dialogue
-from mmsft.data.formats.fields import find, require, show, with_more
+from mmsft.data.formats.fields import find, listed, require, show, text, with_more
 from mmsft.errors import DataError
 from mmsft.types import Conversation, Record
+
+ANSWER: Final = ("output", "response")
+_ASKED: Final = ("instruction", "prompt", "query")
 
 
 def alpaca(record: Record, row: str) -> Conversation:
@@ -18,13 +21,32 @@ def alpaca(record: Record, row: str) -> Conversation:
     Raises:
         DataError: the row isn't of this form.
     """
-    question = with_more(record, ("instruction", "prompt", "query"), "input", row)
-    turns = [*_history(record, row), _turn("user", question)]
-    return read_dialogue(record, row, [*turns, _turn("assistant", require(record, ("output", "response"), row))])
+    return read_dialogue(record, row, [*asked(record, row), _turn("assistant", require(record, ANSWER, row))])
+
+
+def asked(record: Record, row: str) -> list[dict[str, Any]]:
+    """Returns the turns before the answer.
+
+    Raises:
+        DataError: the row isn't of this form.
+    """
+    return [*_history(record, row), _turn("user", _question(record, row))]
+
+
+def _question(record: Record, row: str) -> str:
+    given = find(record, ("input",), row)
+    if given not in (None, "") and _left_empty(record, row):
+        return text(given, f"{row}: input")
+    return with_more(record, _ASKED, "input", row)
+
+
+def _left_empty(record: Record, row: str) -> bool:
+    """Tells an instruction that is there and says nothing, so that the input says all."""
+    return any(name in record for name in _ASKED) and find(record, _ASKED, row) in (None, "")
 
 
 def _history(record: Record, row: str) -> Iterator[dict[str, Any]]:
-    history = find(record, ("history",), row) or []
+    history = listed(find(record, ("history",), row) or [], f"{row}: history")
     if not isinstance(history, list | tuple):
         raise DataError(f"{row}: history must be a list of [question, answer] pairs, got {show(history)}")
     for number, pair in enumerate(history, 1):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Final
 
-from mmsft.data.formats.fields import find, items, mapping, require, show, text
+from mmsft.data.formats.fields import HEAVIEST, find, items, mapping, require, show, text
 from mmsft.data.formats.media_tags import read_media
 from mmsft.data.formats.tool_calls import read_calls
 from mmsft.errors import DataError
@@ -111,8 +111,8 @@ def _said(item: Mapping[str, Any], name: str, where: str) -> str | None:
 
 def _weight(item: Mapping[str, Any], where: str) -> float:
     value = item.get("weight", 1.0)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-        raise DataError(f"{where}: weight must be a number from 0 up, got {show(value)}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= HEAVIEST:
+        raise DataError(f"{where}: weight must be a number from 0 to {HEAVIEST:,}, got {show(value)}")
     return float(value)
 
 

@@ -3,10 +3,13 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from mmsft.data.labels import Hidden, Label
 from mmsft.errors import DataError, suggest
+
+HEAVIEST: Final = 1_000_000
+"""The largest weight of a turn: the loss is summed in fp32, where a larger one leaves nothing of the others."""
 
 
 def find(record: Mapping[str, Any], names: Sequence[str], where: str) -> Any:
@@ -113,6 +116,15 @@ def parsed(value: Any, where: str) -> Any:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not valid JSON: {error}: {show(value)}") from None
+
+
+def listed(value: Any, where: str) -> Any:
+    """Returns the list whose JSON a text is, as columns of CSV hold lists; another value as it is.
+
+    Raises:
+        DataError: a text that begins like a list and isn't one.
+    """
+    return parsed(value, where) if isinstance(value, str) and value.lstrip().startswith("[") else value
 
 
 def show(value: Any) -> str:

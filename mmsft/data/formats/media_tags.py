@@ -3,10 +3,12 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mmsft.data.formats.fields import find, mapping, show
+from mmsft.data.formats.grounding import Boxes, read_objects
+from mmsft.data.formats.regions import Size
 from mmsft.errors import DataError
 from mmsft.types import Media, Part, Record, Text
 
@@ -22,7 +24,7 @@ REFERENCES = ("bytes", "path", "url", "data", "base64")
 
 
 class MediaTags:
-    """Hands a row's files to its tags in order, and counts both.
+    """Hands a row's files to its tags in order, and counts both; likewise its objects, where it has some.
 
     Tags stay where they stand, and the text around them as it is: LLaVA's own code moves ``<image>`` to the front of
     its turn, which is where its data has it in nearly every row.
@@ -30,22 +32,45 @@ class MediaTags:
     Args:
         record: the row.
         row: its id.
+        boxes: how the boxes of objects are written.
+        size: of a picture, for boxes in pixels.
 
     Raises:
-        DataError: a column of files isn't a path, bytes, an object of them, or a list of those.
+        DataError: a column of files isn't a path, bytes, an object of them, or a list of those, or objects can't be
+            read.
     """
 
-    def __init__(self, record: Record, row: str) -> None:
+    def __init__(
+        self,
+        record: Record,
+        row: str,
+        boxes: Boxes = "thousandths",
+        size: Callable[[Media], Size] | None = None,
+    ) -> None:
         self._row = row
         self._files = _files(record, row)
+        self._objects = read_objects(record, row, self._files["image"], boxes, size)
         self._used: Counter[str] = Counter()
-        self._tag = re.compile(f"<({'|'.join(map(re.escape, self._files))})>")
+        self._tag = re.compile(f"<({'|'.join(map(re.escape, [*self._files, *self._objects]))})>")
 
     def split(self, text: str) -> tuple[Part, ...]:
-        """Splits a text at its tags and puts files in their places."""
-        pieces = self._tag.split(text)  # text, modality, text, modality, … text
-        parts = [self.next(piece) if number % 2 else Text(piece) for number, piece in enumerate(pieces)]
-        return tuple(part for part in parts if part != Text(""))
+        """Splits a text at its tags and puts files in their places, and what objects are called."""
+        pieces = self._tag.split(text)  # text, tag, text, tag, … text
+        parts = [self._at(piece) if number % 2 else Text(piece) for number, piece in enumerate(pieces)]
+        joined: list[Part] = []
+        for part in parts:
+            if isinstance(part, Text) and joined and isinstance(joined[-1], Text):
+                joined[-1] = Text(joined[-1].text + part.text)
+            else:
+                joined.append(part)
+        return tuple(part for part in joined if part != Text(""))
+
+    def _at(self, tag: str) -> Part:
+        if tag not in self._objects:
+            return self.next(tag)
+        texts, number = self._objects[tag], self._used[tag]
+        self._used[tag] += 1
+        return texts[number] if number < len(texts) else Text("")
 
     def next(self, modality: str) -> Media:
         """Returns the next file of a modality; for one too many, a stand-in that `check` reports."""
@@ -55,18 +80,29 @@ class MediaTags:
         return files[number] if number < len(files) else Media(modality, "")
 
     def check(self) -> None:
-        """Checks that each file met a tag and each tag a file.
+        """Checks that each file met a tag and each tag a file, and objects likewise.
 
         Raises:
             DataError: they differ in number.
         """
+        for tag, texts in self._objects.items():
+            if self._used[tag] != len(texts):
+                raise DataError(
+                    f"{self._row}: {_count(self._used.pop(tag), f'<{tag}> tag')} in the text, but {len(texts)} in "
+                    "`objects`; put a tag where each belongs, or mend the objects"
+                )
+            del self._used[tag]
         for modality in sorted({*self._files, *self._used}):
             tags, files = self._used[modality], len(self._files.get(modality, []))
             if tags != files:
                 raise DataError(
-                    f"{self._row}: {tags} <{modality}> tag{'s' if tags != 1 else ''} in the text, but {files} "
-                    f"{modality} file{'s' if files != 1 else ''} in the row; {_way_out(modality, tags, files)}"
+                    f"{self._row}: {_count(tags, f'<{modality}> tag')} in the text, but "
+                    f"{_count(files, f'{modality} file')} in the row; {_way_out(modality, tags, files)}"
                 )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def _way_out(modality: str, tags: int, files: int) -> str:

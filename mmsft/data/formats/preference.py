@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final, Literal
 
-from mmsft.data.formats.dialogue import read_dialogue
+from mmsft.data.formats.alpaca import ANSWER, asked
+from mmsft.data.formats.dialogue import read_answered, read_dialogue, turn_list
 from mmsft.data.formats.fields import find, items, require, show, with_more
-from mmsft.data.formats.prompt_completion import turns_of
+from mmsft.data.formats.prompt_completion import prompt_completion, turns_of
+from mmsft.data.formats.turns import known_speaker
 from mmsft.errors import DataError
 from mmsft.types import Conversation, Record, Turn
 
 _SPEAKERS: Final = re.compile(r"\n\n(Human|Assistant):")
-_COLUMNS: Final = ("chosen", "rejected", "answers", "rank", "scores", "rejected_response")
+_COLUMNS: Final = ("chosen", "rejected", "answers", "rank", "scores", "rejected_response", "rejected_messages")
+_OF_PROMPTS: Final = ("images", "videos", "audios", "tools", "objects")
 
 
 def preference(record: Record, row: str) -> Conversation:
@@ -21,20 +24,77 @@ def preference(record: Record, row: str) -> Conversation:
 
     The prompt is a column ``prompt`` (a text or turns), ``instruction`` and ``input``, or ``conversations`` or
     ``messages``; where there is none, what both answers begin with, which are lists of turns then, or dialogues of
-    ``Human:`` and ``Assistant:``. Rows of ``messages`` may state a ``rejected_response`` only: what is rejected in
-    the place of their last turn.
+    ``Human:`` and ``Assistant:``. ms-swift's rows are dialogues, and state as ``rejected_response`` what is rejected in
+    the place of all that follows the last question, or as ``rejected_messages`` another dialogue. Rows with a ``label``
+    of true or false have one answer, which is learned if it is liked, and has the rank 1 if not.
 
     Raises:
         DataError: the row isn't of this form, or both answers are the same.
     """
+    if isinstance(record.get("label"), bool):
+        return _judged(record, row)
+    prompt, answers = _pair(record, row)
+    return ranked_answers(record, row, prompt, answers, (0, 1))
+
+
+def _pair(record: Record, row: str) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Returns a prompt, and the better and the worse answer to it."""
+    _refuse_another_prompt(record, row)
     if record.get("rejected_response") is not None:
-        talk = list(items(require(record, ("messages",), row), f"{row}: messages"))
-        return ranked_answers(record, row, talk[:-1], [talk[-1:], record["rejected_response"]], (0, 1))
+        talk = _talk(record, row)
+        at = _last_question(talk) + 1
+        if at == len(talk):
+            raise DataError(f"{row}: ends with a question: there is no answer but the rejected one; add it")
+        return talk[:at], [talk[at:], record["rejected_response"]]
+    if record.get("rejected_messages") is not None:
+        better, worse = (require(record, it, row) for it in (("chosen_messages", "messages"), ("rejected_messages",)))
+        return _parted(turn_list(better, row), turn_list(worse, row), row)
     chosen, rejected = (_dialogue(require(record, (name,), row)) for name in ("chosen", "rejected"))
     prompt = _prompt(record, row)
-    if prompt is None:
-        prompt, chosen, rejected = _parted(chosen, rejected, row)
-    return ranked_answers(record, row, prompt, [chosen, rejected], (0, 1))
+    return _parted(chosen, rejected, row) if prompt is None else (prompt, [chosen, rejected])
+
+
+def _judged(record: Record, row: str) -> Conversation:
+    """Reads one answer and whether it is liked: the answers before it are context."""
+    others = {name: value for name, value in record.items() if name != "label"}
+    if record.get("completion") is not None:
+        talk = prompt_completion(others, row)
+    else:
+        talk = read_dialogue(others, row, _talk(others, row))
+    last = max((index for index, turn in enumerate(talk.turns) if turn.role == "user"), default=-1)
+    rank = 0 if record["label"] else 1
+    turns = [
+        replace(turn, weight=0.0) if index < last else replace(turn, rank=rank, weight=0.0 if rank else turn.weight)
+        for index, turn in enumerate(talk.turns)
+        if turn.role == "assistant"
+    ]
+    if not turns or turns[-1].rank is None:
+        raise DataError(f"{row}: `label` judges an answer, and there is none behind the last question; add it")
+    own = iter(turns)
+    return replace(talk, turns=tuple(next(own) if turn.role == "assistant" else turn for turn in talk.turns))
+
+
+def _talk(record: Record, row: str) -> list[Any]:
+    """Returns all turns of a row of ms-swift's: listed, or a question with its answer and a history."""
+    listed = find(record, ("messages", "conversations", "conversation"), row)
+    if listed is None:
+        return [*asked(record, row), {"role": "assistant", "content": require(record, ANSWER, row)}]
+    return list(turn_list(listed, row))
+
+
+def _last_question(talk: Sequence[Any]) -> int:
+    return max((index for index, turn in enumerate(talk) if known_speaker(turn) == "user"), default=-1)
+
+
+def _refuse_another_prompt(record: Record, row: str) -> None:
+    """Refuses media, tools or objects of the rejected answer's own: its prompt would be another one."""
+    for name in _OF_PROMPTS:
+        own = record.get(f"rejected_{name}")
+        if own is not None and own != record.get(name):
+            raise DataError(
+                f"{row}: 'rejected_{name}' differ from {name!r}: answers to two prompts can't be compared; mend or "
+                "remove the row"
+            )
 
 
 def ranked(record: Record, row: str, *, learn: Literal["best", "all"] = "best") -> Conversation:
@@ -84,8 +144,7 @@ def ranked_answers(
     turns: list[Turn] = []
     whole: Conversation | None = None
     for answer, rank in zip(said, ranks, strict=True):
-        whole = read_dialogue(others, row, [*_context(prompt), *answer])
-        shared = len(whole.turns) - len(answer)
+        whole, shared = read_answered(others, row, _context(prompt), answer)
         branch = whole.turns[shared:]
         weighed = [replace(turn, rank=rank, weight=turn.weight if rank == 0 else 0.0) for turn in branch]
         turns += whole.turns[: 0 if turns else shared]
@@ -120,8 +179,8 @@ def _dialogue(value: Any) -> Any:
     ]
 
 
-def _parted(chosen: Any, rejected: Any, row: str) -> tuple[list[Any], list[Any], list[Any]]:
-    """Divides two dialogues into what they begin with and what is left of each."""
+def _parted(chosen: Any, rejected: Any, row: str) -> tuple[list[Any], list[Any]]:
+    """Divides two dialogues into what they begin with and, as a list, what is left of each."""
     if not isinstance(chosen, list | tuple) or not isinstance(rejected, list | tuple):
         raise DataError(
             f"{row}: no prompt: neither a column (prompt, instruction, conversations, messages) nor turns in both "
@@ -131,7 +190,7 @@ def _parted(chosen: Any, rejected: Any, row: str) -> tuple[list[Any], list[Any],
     shared = next((at for at, (one, other) in pairs if one != other), min(len(chosen), len(rejected)))
     if shared in (0, len(chosen), len(rejected)):
         raise DataError(f"{row}: chosen and rejected must begin with the same prompt and then differ; mend the row")
-    return list(chosen[:shared]), list(chosen[shared:]), list(rejected[shared:])
+    return list(chosen[:shared]), [list(chosen[shared:]), list(rejected[shared:])]
 
 
 def _ranks(record: Record, count: int, row: str) -> list[int]:

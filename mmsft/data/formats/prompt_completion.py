@@ -5,6 +5,7 @@ from typing import Any
 
 from mmsft.data.formats.dialogue import read_dialogue
 from mmsft.data.formats.fields import items, require
+from mmsft.data.formats.turns import SCALE_KEYS, WEIGHT_KEYS, known_speaker
 from mmsft.types import Conversation, Record
 
 
@@ -39,8 +40,10 @@ def turns_of(value: Any, role: str, where: str, weight: float | None = None) -> 
         return [{"role": role, "content": value}]
     if weight is None:
         return list(items(value, where))
-    return [{"weight": weight, **turn} if _answers(turn) else turn for turn in items(value, where)]
+    return [{**turn, "weight": weight} if _answers(turn) else turn for turn in items(value, where)]
 
 
 def _answers(turn: Any) -> bool:
-    return isinstance(turn, Mapping) and turn.get("role", turn.get("from")) in ("assistant", "gpt")
+    """Tells an assistant's turn that states no weight."""
+    stated = isinstance(turn, Mapping) and any(turn.get(name) is not None for name in (*WEIGHT_KEYS, *SCALE_KEYS))
+    return not stated and known_speaker(turn) in ("assistant", "function_call")

@@ -64,9 +64,23 @@ def _is_baize(row: Record) -> bool:
     return isinstance(value, str) and "[|Human|]" in value
 
 
+def _is_judged(row: Record) -> bool:
+    """Tells a row whose answer is liked or not; elsewhere a `label` may be anything."""
+    return isinstance(row.get("label"), bool) and (_has("messages")(row) or _has("prompt", "completion")(row))
+
+
 _ANY_MEDIUM: Final = "|".join(["media", *(name for names in COLUMNS.values() for name in names)])
-_NO_PAIR: Final = _without("chosen", "rejected", "rejected_response", "answers", "responses", "completions")
+_NO_PAIR: Final = _without(
+    "chosen", "rejected", "rejected_response", "rejected_messages", "answers", "responses", "completions"
+)
 _TALK: Final = _both(_has("conversations|conversation"), _without("pcl", "task_type"), _NO_PAIR)
+
+_PREFERENCES: Final = (
+    _has("chosen", "rejected"),
+    _has("messages|conversations|conversation|query|instruction", "rejected_response"),
+    _has("messages|chosen_messages", "rejected_messages"),
+    _both(_is_judged, _NO_PAIR),
+)
 
 SIGNS: Final[Mapping[str, Sign]] = {
     "alpaca": _both(
@@ -80,15 +94,15 @@ SIGNS: Final[Mapping[str, Sign]] = {
     "inputs_targets": _has("inputs|inputs_pretokenized", "targets|targets_pretokenized"),
     "lamm": _both(_has("conversations", "pcl|task_type"), _NO_PAIR),
     "llava": _TALK,
-    "messages": _both(_has("messages"), _NO_PAIR),
+    "messages": _both(_has("messages"), _NO_PAIR, lambda row: not _is_judged(row)),
     "mimic_it": _both(_has("instruction", "answer"), lambda row: "examples" in row),
     "multi_instruct": _has("image_path", "prompt"),
     "natural_instructions": _has("Definition", "input|Instance"),
     "openassistant": lambda row: "replies" in _first(row, "prompt"),
     "orca": _both(_has("question", "response"), _NO_PAIR),
     "pmc_vqa": _has("Figure_path", "Question"),
-    "preference": lambda row: _has("chosen", "rejected")(row) or _has("messages", "rejected_response")(row),
-    "prompt_completion": _both(_has("prompt", "completion"), _NO_PAIR),
+    "preference": lambda row: any(sign(row) for sign in _PREFERENCES),
+    "prompt_completion": _both(_has("prompt", "completion"), _NO_PAIR, lambda row: not _is_judged(row)),
     "ranked": _has("answers|responses|completions", "rank|ranks|ranking|scores|score"),
     "self_instruct": _both(
         _has("instruction", "instances"), lambda row: "instruction_with_input" not in _first(row, "instances")

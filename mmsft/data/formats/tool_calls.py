@@ -9,7 +9,7 @@ from mmsft.types import Record, ToolCall
 
 
 def read_tools(record: Record, row: str) -> tuple[Mapping[str, Any], ...]:
-    """Reads the column ``tools`` (or ``functions``): schemas, as a list or as a JSON string of one.
+    """Reads the column ``tools`` (or ``functions``): schemas, as a list, a single one, or JSON of these.
 
     A bare schema is wrapped as ``{"type": "function", "function": schema}``, which is what chat templates expect.
 
@@ -20,6 +20,8 @@ def read_tools(record: Record, row: str) -> tuple[Mapping[str, Any], ...]:
     if value is None or value == "":
         return ()
     value = parsed(value, f"{row}: tools")
+    if isinstance(value, Mapping):
+        value = [value]
     if not isinstance(value, list | tuple):
         raise DataError(f"{row}: tools must be a list of schemas, got {show(value)}")
     return tuple(_tool(tool, f"{row}: tool {number}") for number, tool in enumerate(value, 1))

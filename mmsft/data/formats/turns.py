@@ -1,12 +1,11 @@
 """Reads one turn of a dialogue, in the spellings that data sets in the wild use."""
 
 import json
-import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, TypeAlias
 
-from mmsft.data.formats.fields import find, mapping, require, show, text
+from mmsft.data.formats.fields import HEAVIEST, find, mapping, require, show, text
 from mmsft.data.formats.media_tags import COLUMNS, REFERENCES, MediaTags, read_media
 from mmsft.data.formats.tool_calls import read_calls
 from mmsft.errors import DataError, suggest
@@ -40,6 +39,8 @@ SPEAKERS: Final[Mapping[str, Speaker]] = {
 ROLE_KEYS: Final = ("role", "from")
 CONTENT_KEYS: Final = ("content", "value")
 WEIGHT_KEYS: Final = ("weight", "loss_weight", "loss", "train")
+SCALE_KEYS: Final = ("loss_scale",)
+"""ms-swift's, beside which ``loss`` says whether the turn is learned at all."""
 REASONING_KEYS: Final = ("reasoning_content", "reasoning", "thinking")
 _THINK, _END = "<think>", "</think>"
 _TEXT_TYPES = ("text", "input_text", "output_text")
@@ -77,37 +78,48 @@ def read_turn(value: Any, where: str, tags: MediaTags) -> Turn:
         tags: the row's files.
 
     Raises:
-        DataError: it can't be read, or it is empty.
+        DataError: it can't be read.
     """
     item = mapping(value, where)
-    speaker = _speaker(require(item, ROLE_KEYS, where), where)
-    where = f"{where} ({speaker})"
-    if speaker == "assistant" or speaker == "function_call":  # noqa: PLR1714 - mypy narrows by these
-        said = _assistant(item, speaker, where, tags)
+    who = speaker(item, where)
+    where = f"{where} ({who})"
+    if who == "assistant" or who == "function_call":  # noqa: PLR1714 - mypy narrows by these
+        said = _assistant(item, who, where, tags)
         turn = Turn("assistant", said.parts, reasoning=said.reasoning, tool_calls=said.calls)
     else:
-        turn = Turn(speaker, _other(item, speaker, where, tags))
-    if turn.role in {"user", "assistant"} and not (turn.text.strip() or turn.media or turn.tool_calls):
-        raise DataError(f"{where} is empty; fill it, or remove the turn or the row")
-    return replace(turn, weight=_weight(item, where))
+        turn = Turn(who, _other(item, who, where, tags))
+    return replace(turn, weight=_weight(item, WEIGHT_KEYS, where) * _weight(item, SCALE_KEYS, where))
 
 
-def _speaker(value: Any, where: str) -> Speaker:
-    name = text(value, f"{where}: role")
-    speaker = SPEAKERS.get(name.strip().lower())
-    if speaker is None:
+def speaker(item: Mapping[str, Any], where: str) -> Speaker:
+    """Returns who says a turn.
+
+    Raises:
+        DataError: it doesn't say, or the name is unknown.
+    """
+    name = text(require(item, ROLE_KEYS, where), f"{where}: role")
+    found = known_speaker(item)
+    if found is None:
         raise DataError(
             f"{where}: unknown role {show(name)}{suggest(name.lower(), SPEAKERS)}; known: {', '.join(SPEAKERS)}"
         )
-    return speaker
+    return found
 
 
-def _weight(item: Mapping[str, Any], where: str) -> float:
-    value = find(item, WEIGHT_KEYS, where)
+def known_speaker(item: Any) -> Speaker | None:
+    """Returns who says a turn, as rows write one; None if it doesn't say, or the name is unknown."""
+    names = [item[key] for key in ROLE_KEYS if item.get(key) is not None] if isinstance(item, Mapping) else []
+    return SPEAKERS.get(names[0].strip().lower()) if names and isinstance(names[0], str) else None
+
+
+def _weight(item: Mapping[str, Any], names: Sequence[str], where: str) -> float:
+    value = find(item, names, where)
     if value is None:
         return 1.0
-    if not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
-        raise DataError(f"{where}: a turn's weight must be true, false or a number from 0 up, got {show(value)}")
+    if not isinstance(value, int | float) or not 0 <= value <= HEAVIEST:
+        raise DataError(
+            f"{where}: a turn's weight must be true, false or a number from 0 to {HEAVIEST:,}, got {show(value)}"
+        )
     return float(value)
 
 

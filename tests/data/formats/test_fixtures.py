@@ -52,6 +52,10 @@ def test_a_row_is_read_as_its_fixture_says(name: str, number: int, case: dict[st
         assert [conversation.parent(index) for index in range(len(turns))] == case["parents"]
     if "threads" in case:
         assert [list(thread) for thread in conversation.threads()] == case["threads"]
+    if "calls" in case:
+        assert [len(turn.tool_calls) for turn in conversation.turns] == case["calls"]
+    if "ranks" in case:
+        assert [turn.rank for turn in conversation.turns] == case["ranks"]
     if "pairs" in case:
         assert [list(pair) for pair in conversation.ranked_pairs()] == case["pairs"]
 

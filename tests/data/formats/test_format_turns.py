@@ -34,7 +34,7 @@ def test_a_text_only_llava_row_has_no_media() -> None:
 @pytest.mark.parametrize(("name", "speaker"), [*SPEAKERS.items(), ("User", "user"), (" GPT ", "assistant")])
 def test_every_known_role_is_read_in_any_case(name: str, speaker: str) -> None:
     content = '{"name": "f", "arguments": {}}' if speaker == "function_call" else "text"
-    turn = sharegpt(talk(*QA, (name, content), *QA), "r:1").turns[2]
+    turn = sharegpt(talk(*QA, ("human", "Q"), (name, content), *QA), "r:1").turns[3]
     assert turn.role == ("assistant" if speaker == "function_call" else speaker)
 
 
@@ -127,7 +127,7 @@ def test_tags_and_files_that_differ_in_number_are_refused_with_both(
         ({**talk(*QA), "chosen": "a", "rejected": "b"}, "preference pair"),
         ({**talk(*QA), "chat_template_kwargs": [1]}, "chat_template_kwargs: expected an object"),
         ({**talk(*QA), "tools": "[{"}, "tools: not valid JSON"),
-        ({**talk(*QA), "tools": {"name": "f"}}, "tools must be a list"),
+        ({**talk(*QA), "tools": 5}, "tools must be a list"),
         ({**talk(*QA), "tools": [{"description": "f"}]}, "tool 1: no 'name'"),
     ],
 )
