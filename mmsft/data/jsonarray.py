@@ -1,4 +1,4 @@
-"""Finds the elements of a JSON array of any size, without parsing them and in flat memory."""
+"""Finds the elements of a JSON array or the pairs of an object of any size, without parsing them and in flat memory."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -36,15 +36,15 @@ class _Found(NamedTuple):
 
 
 def find_elements(file: RandomFile, start: int, chunk: int = CHUNK) -> Spans:
-    """Returns where the elements of the array begin and end, white space around them included.
+    """Returns where the elements of the array, or the pairs of the object, begin and end, with white space around them.
 
     Args:
         file: the file.
-        start: position of the array's opening bracket.
+        start: position of the opening bracket.
         chunk: bytes that are looked at together.
 
     Raises:
-        DataError: the array isn't closed, or something follows it.
+        DataError: it isn't closed, or something follows it.
     """
     state = _State()
     commas: list[Ints] = []
@@ -56,8 +56,9 @@ def find_elements(file: RandomFile, start: int, chunk: int = CHUNK) -> Spans:
             _check_rest(file, close + 1, chunk)
             return _spans(file, start, np.concatenate(commas), close)
     number = sum(map(len, commas)) + 1
+    what = "array" if file.read(start, start + 1) == b"[" else "object"
     raise DataError(
-        f"{file.path}: the array isn't closed: the file ends at byte {file.size}, inside element {number}"
+        f"{file.path}: the {what} isn't closed: the file ends at byte {file.size}, inside element {number}"
         f"{' and inside a string' if state.in_string else ''}; it was cut off or a bracket is missing: "
         "fetch or write it again"
     )

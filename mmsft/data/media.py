@@ -1,25 +1,29 @@
 """Finds the file that a row names, inside the source's media root and nowhere else, or the one that a user names."""
 
-import base64
-import binascii
 import re
 from pathlib import Path
+from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
+from mmsft.data.archive import Archive
 from mmsft.data.download import Hosts, is_url
-from mmsft.data.members import Member, inside, member
+from mmsft.data.members import Member, from_base64, inside, member
 from mmsft.data.remote import Link
 from mmsft.errors import DataError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 
 
-def resolve(ref: str | bytes, root: Path, row: str, hosts: Hosts | None = None) -> Path | Member | Link | bytes:
+MediaRoot: TypeAlias = Path | Archive
+"""Where a source's media lie: in a folder, or all in one file."""
+
+
+def resolve(ref: str | bytes, root: MediaRoot, row: str, hosts: Hosts | None = None) -> Path | Member | Link | bytes:
     """Returns where a medium lies, or its bytes.
 
     Args:
         ref: a path, absolute or relative to `root`; a ``file://`` URL; a base64 ``data:`` URI; a place in a tar, as
-            `Member` writes it; or the file's bytes.
+            `Member` writes it; or the file's bytes. Of an archive, the name of a file in it.
         root: the media root. Links are followed, and what they lead to must lie inside it too.
         row: the row's id, for errors.
         hosts: on the network that may be asked for media; None = the network may not be asked.
@@ -32,6 +36,8 @@ def resolve(ref: str | bytes, root: Path, row: str, hosts: Hosts | None = None) 
         return inline
     if hosts is not None and is_url(str(ref)):
         return Link(hosts, str(ref))
+    if isinstance(root, Archive):
+        return root.find(str(ref), row)
     packed = member(str(ref))
     return _find(_local(str(ref), row), root, row) if packed is None else inside(packed, root, row)
 
@@ -73,13 +79,7 @@ def _decode(uri: str, row: str) -> bytes:
     header, comma, payload = uri.partition(",")
     if not comma or not header.endswith(";base64"):
         raise DataError(f"{row}: {_short(uri)} isn't base64; write data:image/png;base64,...")
-    try:
-        data = base64.b64decode("".join(payload.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise DataError(f"{row}: {_short(uri)} is broken base64: {error}; encode the file again") from None
-    if not data:
-        raise DataError(f"{row}: {_short(uri)} holds 0 bytes; mend or remove the row")
-    return data
+    return from_base64(payload, f"{row}: {_short(uri)}")
 
 
 def _local(ref: str, row: str) -> str:

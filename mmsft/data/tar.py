@@ -1,7 +1,7 @@
 """Rows of WebDataset tars: files of one name are a row, and an index makes any of them the next to be read."""
 
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -18,6 +18,18 @@ MEMBERS: Final = "__members__"
 _TEXTS: Final = ("txt", "text", "caption", "cls")
 _LARGEST_TEXT: Final = 64 << 20
 """Bytes of a JSON or text file in a tar that are read at most."""
+_LARGEST_HEADER: Final = 1 << 20
+"""Bytes of a header, long names and attributes included."""
+
+SOUND, LINK, OUTSIDE, CUT, TWICE = range(5)
+FLAWS: Final = (
+    "",
+    "is no plain file (a link, or sparse); write the tar with plain files",
+    "leads out of the tar; write it again",
+    "is cut off: the tar ends before the file does; fetch it again",
+    "is there twice; write the tar again",
+)
+"""What may be wrong with a file in a tar."""
 
 
 @dataclass
@@ -85,32 +97,68 @@ def open_tar(file: RandomFile) -> TarRows:
         DataError: it isn't a tar, or is compressed.
     """
     samples: dict[str, _Sample] = {}
-    try:
-        with tarfile.open(file.path, "r:") as tar:
-            while (info := tar.next()) is not None:
-                _file(info, file, samples)
-                tar.members = []  # type: ignore[attr-defined] # else it keeps a header of each
-    except tarfile.ReadError as error:
-        # Cut off inside of a header or behind a file's: what comes before is whole.
-        if not samples:
-            raise DataError(f"{file.path}: not a tar: {error}; fetch or write it again") from None
+    for info in headers(file):
+        _file(info, file, samples)
     return TarRows(file, tuple(samples), tuple(samples.values()))
 
 
+def headers(file: RandomFile) -> Iterator[tarfile.TarInfo]:
+    """Yields the headers of a tar's files, without those of folders.
+
+    Raises:
+        DataError: it isn't a tar, or is compressed.
+    """
+    begun = False
+    try:
+        with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload] # it only reads
+            while (info := tar.next()) is not None:
+                begun = True
+                tar.members = []  # else it keeps a header of each
+                if not info.isdir():
+                    yield info
+                if flaw(info, file.size) == CUT:
+                    return
+    except tarfile.TarError as error:
+        # Cut off inside of a header or behind a file's: what comes before is whole.
+        if not begun:
+            raise DataError(f"{file.path}: not a tar: {error}; fetch or write it again") from None
+
+
+class _Headers:
+    """A file that gives no more at once than a header may have, whatever size it states."""
+
+    def __init__(self, file: RandomFile) -> None:
+        self._file, self._at = file, 0
+
+    def read(self, count: int) -> bytes:
+        if not 0 <= count <= _LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header states {count:,} bytes")
+        start, self._at = self._at, min(self._at + count, self._file.size)
+        return self._file.read(start, self._at)
+
+    def seek(self, at: int) -> None:
+        self._at = min(at, self._file.size)
+
+    def tell(self) -> int:
+        return self._at
+
+
+def flaw(info: tarfile.TarInfo, size: int) -> int:
+    """Returns which of `FLAWS` a file of a tar of so many bytes has."""
+    if not info.isreg() or info.issparse():
+        return LINK
+    if info.name.startswith("/") or ".." in info.name.split("/"):
+        return OUTSIDE
+    return CUT if info.offset_data + info.size > size else SOUND
+
+
 def _file(info: tarfile.TarInfo, file: RandomFile, samples: dict[str, _Sample]) -> None:
-    if info.isdir():
-        return
     folder, _, name = info.name.rpartition("/")
     stem, _, suffix = name.partition(".")
     sample = samples.setdefault(f"{folder}/{stem}" if folder else stem, _Sample())
-    if not info.isreg() or info.issparse():
-        sample.wrong = f"{info.name!r} is no plain file (a link, or sparse); write the shard with plain files"
-    elif info.name.startswith("/") or ".." in info.name.split("/"):
-        sample.wrong = f"{info.name!r} leads out of the tar; write the shard again"
-    elif info.offset_data + info.size > file.size:
-        sample.wrong = f"{info.name!r} is cut off: the tar ends at byte {file.size:,}; fetch it again"
-    elif suffix in sample.members:
-        sample.wrong = f"{info.name!r} is there twice; write the shard again"
+    wrong = flaw(info, file.size) or (TWICE if suffix in sample.members else SOUND)
+    if wrong:
+        sample.wrong = f"{info.name!r} {FLAWS[wrong]}"
     else:
         sample.members[suffix] = Member(file.path.name, info.offset_data, info.size, name)
 
