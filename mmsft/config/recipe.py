@@ -51,8 +51,10 @@ class SourceConfig(Strict):
         options: of the format, by name.
         columns: renames columns; the name that the format knows: the name that the rows have.
         templates: make conversations of the columns, instead of a format.
+        entry: of LLaMA-Factory's ``dataset_info.json``, which `path` names then: the data set that it describes.
         name: in logs, scores and the ledger; the file's name where it isn't given.
-        media_root: folder that relative media paths start from and may not leave; the file's folder by default.
+        media_root: folder that relative media paths start from and may not leave, the file's folder by default; or one
+            file that holds the media: a tar, or JSON of base64 by name.
         tags: columns of the rows that are kept, for scores per tag.
         where: keeps only rows whose column has one of the values.
         limit: keeps the first rows only.
@@ -72,6 +74,7 @@ class SourceConfig(Strict):
     options: dict[str, Any] = Field(default_factory=dict)
     columns: dict[str, str] = Field(default_factory=dict)
     templates: TemplatesConfig | None = None
+    entry: Name | None = None
     name: Name | None = None
     media_root: str | None = None
     tags: Strings = ()
@@ -88,6 +91,15 @@ class SourceConfig(Strict):
     def _reads_alone(cls, value: TemplatesConfig | None, info: ValidationInfo) -> TemplatesConfig | None:
         if value and (info.data.get("format", "auto") != "auto" or info.data.get("options")):
             raise ValueError("templates read the columns themselves; leave format and options out")
+        return value
+
+    @field_validator("entry")
+    @classmethod
+    def _says_all(cls, value: str | None, info: ValidationInfo) -> str | None:
+        said = ("split", "sha256", "format", "options", "columns", "templates")
+        stated = [name for name in said if info.data.get(name, "auto") not in (None, "auto", {})]
+        if value is not None and stated:
+            raise ValueError(f"the entry says how its rows are read; leave out {', '.join(stated)}")
         return value
 
     @field_validator("recipe")

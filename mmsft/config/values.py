@@ -130,9 +130,13 @@ def setting(item: Any, name: str) -> Any:
 
 
 def source_name(source: Any) -> Any:
-    """Returns the name that a source goes by: its own, or its file's."""
+    """Returns the name that a source goes by: its own, that of its entry, or its file's."""
     path = setting(source, "path")
-    return setting(source, "name") or (path.rstrip("/").rsplit("/", 1)[-1] if isinstance(path, str) else None)
+    return (
+        setting(source, "name")
+        or setting(source, "entry")
+        or (path.rstrip("/").rsplit("/", 1)[-1] if isinstance(path, str) else None)
+    )
 
 
 Length = Annotated[Duration, *_amount("epochs", "steps", "tokens", "examples")]

@@ -1,11 +1,35 @@
 """A file read at random places: the same after fork, pickling and in threads, and in flat memory."""
 
+import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mmsft.errors import DataError
+from mmsft.errors import ConfigError, DataError
+
+
+def check_sum(path: Path, kind: Literal["sha1", "sha256"], wanted: str, where: str) -> None:
+    """Checks that a file is the one that is stated.
+
+    Args:
+        path: the file.
+        kind: of the sum.
+        wanted: the sum, in hexadecimal digits.
+        where: what states it, for errors.
+
+    Raises:
+        ConfigError: it is another one, or no file.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{where}: {kind} is of a file, and {path} is none; leave it out, or mend the path")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, kind).hexdigest()
+    if found != wanted:
+        raise ConfigError(
+            f"{where}: {path} has {kind} {found}, and not {wanted}, as is stated: it is another file, or it was "
+            "changed; fetch it again, or state its sum"
+        )
 
 
 @dataclass
@@ -50,6 +74,15 @@ class RandomFile:
             pieces.append(piece)
             start += len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def check_same(self, other: "RandomFile") -> None:
+        """Checks that the same file was opened once more.
+
+        Raises:
+            DataError: it was changed in between.
+        """
+        if (other.size, other.changed) != (self.size, self.changed):
+            raise self._changed()
 
     def _open(self) -> int:
         descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)

@@ -99,6 +99,34 @@ def row_of_table(table: Callable[[], Any], index: int, row: str, columns: Column
 
 
 @dataclass(frozen=True)
+class SomeRows:
+    """Some of the rows of a file.
+
+    Attributes:
+        rows: all of them.
+        picks: [n] which ones.
+    """
+
+    rows: Rows
+    picks: Ints
+
+    def __len__(self) -> int:
+        return len(self.picks)
+
+    def __getitem__(self, index: int) -> Record:
+        """Reads a row; as of `Rows`."""
+        return self.rows[self._pick(index)]
+
+    def row_id(self, index: int) -> str:
+        """Returns the row's name in the file."""
+        return self.rows.row_id(self._pick(index))
+
+    def _pick(self, index: int) -> int:
+        check_index(index, len(self), "the sample")
+        return int(self.picks[index])
+
+
+@dataclass(frozen=True)
 class ManyRows:
     """The rows of several files, one after the other.
 

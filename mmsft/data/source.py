@@ -1,26 +1,29 @@
 """A source opened: the rows of a file and how each becomes a conversation."""
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from mmsft import assets
 from mmsft.config import SourceConfig
 from mmsft.data import remote
+from mmsft.data.archive import open_archive
+from mmsft.data.dataset_info import read_entry
 from mmsft.data.download import Hosts, is_url
+from mmsft.data.files import check_sum
 from mmsft.data.formats import FORMATS, IN_COLUMNS, Format, format_named, options_of, with_options
 from mmsft.data.formats.media_tags import media_in_columns
 from mmsft.data.formats.recognise import recognise
 from mmsft.data.formats.regions import Size
 from mmsft.data.hub import place
 from mmsft.data.labels import spoken
-from mmsft.data.media import resolve
+from mmsft.data.media import MediaRoot, resolve
 from mmsft.data.media_reader import file_of
 from mmsft.data.rows import Rows
 from mmsft.data.sources import open_file, open_rows
@@ -55,7 +58,7 @@ class Source:
     rows: Rows
     read: Format
     format: str
-    root: Path
+    root: MediaRoot
     reading: str | None = None
     draws: bool = False
 
@@ -179,31 +182,31 @@ def open_source(config: SourceConfig, name: str, count: Callable[[], Callable[[s
     """
     problems = Problems()
     with problems.collect():
-        assert config.path is not None  # a recipe in the place of a path is opened by its sources
-        rows, root = _network(config, config.path) if is_url(config.path) else _local(config, config.path, name)
-        _check_columns(rows, config, name)
+        found = _found(config, name)
+    root: MediaRoot | None = None
     with problems.collect():
-        if config.media_root:
-            root = place(config.media_root)
-            if not root.is_dir():
-                raise ConfigError(f"source {name!r}: media_root {str(root)!r} is not a folder")
+        root = _media_root(config.media_root, name) if config.media_root else None
     wordings: Wordings | None = None
     with problems.collect():
         if config.format != "auto":
             with _of_source(name):
                 format_named(config.format)
         if config.templates:
-            found = read_wordings(assets.resolve(config.templates.file), config.templates.names)
-            wordings = Wordings(found, config.templates.use, config.templates.seed)
+            read = read_wordings(assets.resolve(config.templates.file), config.templates.names)
+            wordings = Wordings(read, config.templates.use, config.templates.seed)
     problems.tell()
-    root = root.resolve()
+    rows, root = found.rows, root or found.root.resolve()
+    if found.read is not None:
+        return Source(name, config, rows, found.read, "", root)
     if wordings is not None:
         if wordings.use == "each":
             rows = EachWording(rows, tuple(wording.name for wording in wordings.wordings))
         return Source(name, config, rows, wordings, "", root, _reading(config, wordings, root), draws=True)
     given = {"count": count, "size": lambda: partial(_size, root, config.urls)}
     with _of_source(name):
-        format = recognise(_sample(rows, config.columns), config.path) if config.format == "auto" else config.format
+        format = config.format
+        if format == "auto":
+            format = recognise([renamed(record, config.columns) for record in found.looked], config.path or name)
         read = with_options(format, config.options, given)
     asked = options_of(format)
     # Code of the user's may change, and so may the picture whose size a format asks for.
@@ -211,20 +214,39 @@ def open_source(config: SourceConfig, name: str, count: Callable[[], Callable[[s
     return Source(name, config, rows, read, format, root, told, draws="seed" in asked)
 
 
-def _reading(config: SourceConfig, by: Wordings | str, root: Path) -> str:
+def _reading(config: SourceConfig, by: Wordings | str, root: MediaRoot) -> str:
     """Returns all that decides how a source's rows are read."""
-    return repr((by, sorted(config.columns.items()), config.options, str(root)))
+    where = root if isinstance(root, Path) else root.file.path
+    return repr((by, sorted(config.columns.items()), config.options, str(where)))
 
 
-def _local(config: SourceConfig, stated: str, name: str) -> tuple[Rows, Path]:
-    """Opens a source's rows, and tells where their media lie unless it is stated."""
-    path = place(stated)
+class _Found(NamedTuple):
+    """A source's rows, some of them, where their media lie unless it is stated, and how an entry reads them."""
+
+    rows: Rows
+    looked: Sequence[Record]
+    root: Path
+    read: Format | None = None
+
+
+def _found(config: SourceConfig, name: str) -> _Found:
+    assert config.path is not None  # a recipe in the place of a path is opened by its sources
+    if config.entry is not None:
+        entry = read_entry(config.path, config.entry)
+        return _Found(entry.open(), (), entry.root, entry.read)
+    far = is_url(config.path)
+    path = remote.place(config.path) if far else place(config.path)
+    rows = _network(config, config.path) if far else None
     if config.sha256:
-        _check_sum(path, config.sha256, name)
-    return open_rows(path, config.split), path if path.is_dir() else path.parent
+        check_sum(path, "sha256", config.sha256, f"source {name!r}")
+    rows = rows or open_rows(path, config.split)
+    looked = _sample(rows) if config.format == "auto" or config.columns else ()
+    if config.columns:
+        _check_columns(looked, config, name)
+    return _Found(rows, looked, path if path.is_dir() else path.parent)
 
 
-def _network(config: SourceConfig, url: str) -> tuple[Rows, Path]:
+def _network(config: SourceConfig, url: str) -> Rows:
     rows = open_urls(url, config.urls or "public", open_file)
     in_shards = isinstance(rows, ShardRows)
     for setting, given in (
@@ -234,21 +256,17 @@ def _network(config: SourceConfig, url: str) -> tuple[Rows, Path]:
     ):
         if given:
             raise ConfigError(f"{url}: `{setting}` isn't for rows on the network; download them and name the file")
-    if config.sha256:
-        _check_sum(remote.place(url), config.sha256, url)
-    return rows, remote.folder()
+    return rows
 
 
-def _check_sum(path: Path, wanted: str, name: str) -> None:
-    if not path.is_file():
-        raise ConfigError(f"source {name!r}: sha256 is of a file, and {path} is none; leave it out, or mend the path")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != wanted:
-        raise ConfigError(
-            f"source {name!r}: {path} has sha256 {found}, the recipe states {wanted}: it is another file, or it was "
-            "changed; fetch it again, or state its sum"
-        )
+def _media_root(stated: str, name: str) -> MediaRoot:
+    root = place(stated)
+    if root.is_dir():
+        return root.resolve()
+    if not root.is_file():
+        raise ConfigError(f"source {name!r}: media_root {str(root)!r} is not a folder, and no tar or JSON of media")
+    with _of_source(name):
+        return open_archive(root.resolve())
 
 
 @contextmanager
@@ -256,25 +274,23 @@ def _of_source(name: str) -> Iterator[None]:
     """Says which source an error is about."""
     try:
         yield
-    except ConfigError as error:
-        raise ConfigError(f"source {name!r}: {error}") from None
+    except (ConfigError, DataError) as error:
+        raise type(error)(f"source {name!r}: {error}") from None
 
 
-def _sample(rows: Rows, columns: Mapping[str, str]) -> list[Record]:
-    """Returns some rows from everywhere in a file, renamed; those that can't be read are for the ledger."""
+def _sample(rows: Rows) -> list[Record]:
+    """Returns some rows from everywhere in a file; those that can't be read are for the ledger."""
     found = []
     for row in spread(rows, np.arange(len(rows)), _LOOKED_AT):
         try:
-            found.append(renamed(rows[int(row)], columns))
+            found.append(rows[int(row)])
         except DataError:
             continue
     return found
 
 
-def _check_columns(rows: Rows, config: SourceConfig, name: str) -> None:
-    if not config.columns:
-        return
-    names = dict.fromkeys(str(column) for record in _sample(rows, {}) for column in record)
+def _check_columns(looked: Sequence[Record], config: SourceConfig, name: str) -> None:
+    names = dict.fromkeys(str(column) for record in looked for column in record)
     for new, old in config.columns.items():
         if names and old not in names:
             raise ConfigError(
@@ -283,7 +299,7 @@ def _check_columns(rows: Rows, config: SourceConfig, name: str) -> None:
             )
 
 
-def _size(root: Path, urls: Hosts | None, media: Media) -> Size:
+def _size(root: MediaRoot, urls: Hosts | None, media: Media) -> Size:
     """Returns a picture's size."""
     file = resolve(media.ref, root, str(media), urls)
     try:

@@ -1,6 +1,7 @@
 """Files of rows, told apart by their first bytes and read lazily; and folders and patterns of them."""
 
 import codecs
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmsft.data.arrow import MAGIC, ArrowRows
@@ -12,7 +13,7 @@ from mmsft.data.jsonlines import find_lines
 from mmsft.data.jsonrows import JsonRows
 from mmsft.data.objects import open_object
 from mmsft.data.parquet import ParquetRows
-from mmsft.data.rows import Rows
+from mmsft.data.rows import ManyRows, Rows
 from mmsft.data.tar import is_tar, open_tar
 from mmsft.errors import ConfigError, DataError, suggest
 
@@ -47,6 +48,16 @@ def open_rows(path: Path, split: str | None = None) -> Rows:
     if "*" in path.name or "?" in path.name:
         return open_pattern(path, open_file)
     return open_file(path)
+
+
+def open_files(paths: Sequence[Path]) -> Rows:
+    """Opens the rows of several files, one after the other.
+
+    Raises:
+        ConfigError: one of them isn't there, or not of the types that are known.
+        DataError: one of them is empty, cut off, or not a list of rows.
+    """
+    return ManyRows(tuple(map(open_file, paths)))
 
 
 def open_file(path: Path) -> Rows:

@@ -205,7 +205,7 @@ def test_another_file_than_the_one_that_was_summed_is_refused(tmp_path: Path) ->
     source = {"path": str(file), "sha256": sum}
     assert len(opened({"sources": [source]}).train) == 1
     write_rows(file, [row(2)])
-    with pytest.raises(ConfigError, match=f"the recipe states {sum}: it is another file"):
+    with pytest.raises(ConfigError, match=f"and not {sum}, as is stated: it is another file"):
         opened({"sources": [source]})
     with pytest.raises(ConfigError, match="sha256 is of a file"):
         opened({"sources": [{**source, "path": str(tmp_path)}]})

@@ -15,7 +15,7 @@ from mmsft.config import RecipeConfig
 from mmsft.config.document import parse_yaml
 from mmsft.data.chat import ChatEncoder
 from mmsft.data.formats import FORMATS
-from mmsft.data.formats.turns import SPEAKERS, WEIGHT_KEYS
+from mmsft.data.formats.turns import SCALE_KEYS, SPEAKERS, WEIGHT_KEYS
 from mmsft.data.script import PrefixBroken
 from mmsft.data.template import SHIPPED, resolve_template
 from mmsft.data.tokens import Tokenizer
@@ -140,7 +140,7 @@ def test_a_row_is_refused_with_the_reason_on_the_page(block: Block) -> None:
         assert str(refused.value).startswith(f"page:1: {reason.removeprefix('→ ')}")
 
 
-@pytest.mark.parametrize(("what", "names"), [("Roles", SPEAKERS), ("Weights", WEIGHT_KEYS)])
+@pytest.mark.parametrize(("what", "names"), [("Roles", SPEAKERS), ("Weights", (*WEIGHT_KEYS, *SCALE_KEYS))])
 def test_the_page_lists_all_spellings(what: str, names: Iterable[str]) -> None:
     [listed] = re.findall(rf"^- \*\*{what}\*\*(.+(?:\n  .+)*)", (DOCS / "data.md").read_text(encoding="utf-8"), re.M)
     assert set(re.findall(r"`(\w+)`", listed)) == set(names)
@@ -148,7 +148,7 @@ def test_the_page_lists_all_spellings(what: str, names: Iterable[str]) -> None:
 
 def test_the_recipes_of_the_page_are_recipes() -> None:
     found = {block.name: parse_yaml(block.text) for block in of_kind("recipe")}
-    assert set(found) == {"mixture", "join", "templates", "weights", "nested"}
+    assert set(found) == {"mixture", "join", "templates", "weights", "nested", "entries"}
     read = {name: RecipeConfig.model_validate(recipe) for name, recipe in found.items()}
     assert read["join"].join == "shared_prefix"
     assert read["weights"].mix.unit == "tokens"

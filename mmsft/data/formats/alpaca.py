@@ -1,6 +1,6 @@
 """The Alpaca format: instruction, input and output, with an optional system text and history."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from mmsft.data.formats.dialogue import read_dialogue
@@ -24,25 +24,22 @@ def alpaca(record: Record, row: str) -> Conversation:
     return read_dialogue(record, row, [*asked(record, row), _turn("assistant", require(record, ANSWER, row))])
 
 
-def asked(record: Record, row: str) -> list[dict[str, Any]]:
+def asked(record: Record, row: str, names: Sequence[str] = _ASKED) -> list[dict[str, Any]]:
     """Returns the turns before the answer.
+
+    Args:
+        record: the row.
+        row: its id.
+        names: of the instruction's column.
 
     Raises:
         DataError: the row isn't of this form.
     """
-    return [*_history(record, row), _turn("user", _question(record, row))]
-
-
-def _question(record: Record, row: str) -> str:
     given = find(record, ("input",), row)
-    if given not in (None, "") and _left_empty(record, row):
-        return text(given, f"{row}: input")
-    return with_more(record, _ASKED, "input", row)
-
-
-def _left_empty(record: Record, row: str) -> bool:
-    """Tells an instruction that is there and says nothing, so that the input says all."""
-    return any(name in record for name in _ASKED) and find(record, _ASKED, row) in (None, "")
+    # An instruction that is there and says nothing leaves all to the input.
+    empty = any(name in record for name in names) and find(record, names, row) in (None, "")
+    said = text(given, f"{row}: input") if empty and given not in (None, "") else with_more(record, names, "input", row)
+    return [*_history(record, row), _turn("user", said)]
 
 
 def _history(record: Record, row: str) -> Iterator[dict[str, Any]]:

@@ -40,7 +40,8 @@ def read_dialogue(
         raise DataError(
             f"{row}: has 'chosen' and 'rejected' answers, a preference pair; its answers aren't in the turns"
         )
-    return _read(record, row, [turn_list(said, row)], MediaTags(record, row, boxes, size)).conversation
+    tags = MediaTags(record, row, boxes, size)
+    return _read(record, row, [turn_list(said, row)], tags).conversation
 
 
 def read_answered(record: Record, row: str, prompt: Sequence[Any], answer: Sequence[Any]) -> "Answered":

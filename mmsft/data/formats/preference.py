@@ -8,7 +8,7 @@ from typing import Any, Final, Literal
 
 from mmsft.data.formats.alpaca import ANSWER, asked
 from mmsft.data.formats.dialogue import read_answered, read_dialogue, turn_list
-from mmsft.data.formats.fields import find, items, require, show, with_more
+from mmsft.data.formats.fields import find, items, require, show
 from mmsft.data.formats.prompt_completion import prompt_completion, turns_of
 from mmsft.data.formats.turns import known_speaker
 from mmsft.errors import DataError
@@ -164,7 +164,7 @@ def _learned(turn: Turn) -> Turn:
 def _prompt(record: Record, row: str) -> list[Any] | None:
     """Returns the turns before the answers, or None where no column holds them."""
     if record.get("instruction") is not None:
-        return [{"role": "user", "content": with_more(record, ("instruction",), "input", row)}]
+        return turns_of(asked(record, row, ("instruction",)), "user", f"{row}: prompt", weight=0)
     value = find(record, ("prompt", "conversations", "messages", "question"), row)
     return None if value is None else turns_of(_dialogue(value), "user", f"{row}: prompt")
 
