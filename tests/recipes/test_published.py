@@ -91,9 +91,10 @@ def test_values_that_one_recipe_alone_has() -> None:
 
 
 def sound(format: str, only: str = "") -> list[dict[str, Any]]:
-    """Returns the rows of a format's fixture that can be read without options, those of one medium if it is named."""
+    """Returns the rows of a format's fixture that need no options or tools, those of one medium if it is named."""
     cases = map(json.loads, (FIXTURES / f"{format}.jsonl").read_text(encoding="utf-8").splitlines())
-    rows = [case["row"] for case in cases if case["kind"] != "broken" and not case.get("options")]
+    needs = ("options", "calls")
+    rows = [case["row"] for case in cases if case["kind"] != "broken" and not any(case.get(need) for need in needs)]
     return [row for row in rows if not only or only in row]
 
 
@@ -103,7 +104,7 @@ def generated(folder: Path, source: SourceConfig) -> Path:
     rows = sound(source.format, "pcl" if name == "points" else "image" if source.format == "lamm" else "")
     place = folder / name
     place.mkdir()
-    for file in ("a.jpg", "cat.jpg", "f.jpg", "v.mp4", "s.wav", "a.npy", "i1", "i2", "i3"):
+    for file in ("a.jpg", "b.jpg", "cat.jpg", "f.jpg", "c.mp4", "v.mp4", "s.wav", "a.npy", "i1", "i2", "i3"):
         picture(place / "made.png", "red", side=100).rename(place / file)
     if source.format == "pmc_vqa":
         whole = {**sound("pmc_vqa", "Anwser")[0]} if sound("pmc_vqa", "Anwser") else {}
