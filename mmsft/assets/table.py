@@ -97,6 +97,21 @@ ASSETS: Final = {
         megabytes=5,
         demo=True,
     ),
+    "promptsource": Asset(
+        holds="2,085 templates of instructions for 279 data sets, PromptSource's",
+        archives=(
+            Archive(
+                package="promptsource",
+                version="0.2.3",
+                kind="sdist",
+                sha256="f106c889778a0fe5590e7183904bf964e1a01691c8a29451e44f3df5ddef05f5",
+                keep="promptsource-0.2.3/promptsource/templates/*",
+            ),
+        ),
+        licence="Apache-2.0",
+        megabytes=1,
+        demo=True,
+    ),
     "emoji": Asset(
         holds="1,886 emoji, named in 28 languages, and 1,000 grids of them, with questions",
         archives=(

@@ -192,8 +192,8 @@ def open_source(config: SourceConfig, name: str, count: Callable[[], Callable[[s
             with _of_source(name):
                 format_named(config.format)
         if config.templates:
-            read = read_wordings(assets.resolve(config.templates.file), config.templates.names)
-            wordings = Wordings(read, config.templates.use, config.templates.seed)
+            listed = read_wordings(assets.resolve(config.templates.file), config.templates.names)
+            wordings = Wordings(listed, config.templates.use, config.templates.seed)
     problems.tell()
     rows, root = found.rows, root or found.root.resolve()
     if found.read is not None:

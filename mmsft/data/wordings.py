@@ -4,14 +4,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
-from jinja2 import StrictUndefined, Template, TemplateError, pass_context
+from jinja2 import Environment, StrictUndefined, Template, TemplateError, pass_context, pass_environment
+from jinja2.filters import do_truncate
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import SandboxedEnvironment
 
 from mmsft.data.formats.chance import pick
 from mmsft.data.formats.dialogue import read_dialogue
@@ -26,7 +27,7 @@ WORDING: Final = "wording"
 """The tag that names a row's wording, for losses and scores by wording."""
 
 _LONGEST: Final = 2048
-"""Characters of a field that a template sees, as PromptSource has it."""
+"""Characters that a template writes of one expression, as PromptSource has it."""
 _PIPES: Final = "\ue0f3mmsft pipes\ue0f3"
 _ROW: Final = "__row__"
 _FAILURES: Final = (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError)
@@ -60,12 +61,15 @@ class Wording:
             NoTarget: the wording gives the row no answer.
             DataError: it fails on the row.
         """
+        # Copies, which a template may change: PromptSource's collect words in lists.
         fields: dict[str, Any] = {str(name): _protected(value) for name, value in record.items()}
-        fields[_ROW] = f"{row} {self.name}"
+        fields[_ROW] = count(), f"{row} {self.name}"
         try:
             choices: tuple[str, ...] = ()
             if self.choices:
-                choices = tuple(part.strip() for part in _compiled(self.choices).render(fields).split(BETWEEN))
+                choices = tuple(
+                    part.strip() for part in _compiled(self.choices, whole=True).render(fields).split(BETWEEN)
+                )
                 fields["answer_choices"] = list(choices)
             question, *answer = _compiled(self.jinja).render(fields).split(BETWEEN, 1)
         except _FAILURES as error:
@@ -193,7 +197,7 @@ def _wordings(value: Any, path: Path, problems: list[str]) -> Iterator[Wording]:
         wording = Wording(texts["name"], texts["jinja"], texts["answer_choices"], texts["system"])
         try:
             _compiled(wording.jinja)
-            _compiled(wording.choices or "")
+            _compiled(wording.choices or "", whole=True)
         except TemplateError as error:
             problems.append(f"{where}, {wording.name!r}: not valid Jinja: {error}")
             continue
@@ -224,10 +228,10 @@ def _conversation(wording: Wording, record: Record, row: str) -> Conversation:
 
 
 def _protected(value: Any) -> Any:
-    """Returns a field as a template sees it: cut, and with its own bars kept apart from the template's."""
+    """Returns a field as a template sees it: a copy, with its own bars kept apart from the template's."""
     match value:
         case str():
-            return value[:_LONGEST].replace(BETWEEN, _PIPES)
+            return value.replace(BETWEEN, _PIPES)
         case Mapping():
             return {name: _protected(item) for name, item in value.items()}
         case list() | tuple():
@@ -241,25 +245,39 @@ def _whole(text: str) -> str:
 
 
 @lru_cache(maxsize=8192)
-def _compiled(source: str) -> Template:
-    return _environment().from_string(source)
+def _compiled(source: str, whole: bool = False) -> Template:
+    return _environment(whole).from_string(source)
 
 
-@lru_cache(maxsize=1)
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, extensions=["jinja2.ext.do"])
-    environment.filters["choice"] = _choice
-    environment.filters["most_frequent"] = _most_frequent
+@lru_cache(maxsize=2)
+def _environment(whole: bool) -> SandboxedEnvironment:
+    """Returns where templates run.
+
+    Args:
+        whole: nothing is cut; a list of answers would lose some.
+    """
+    environment = SandboxedEnvironment(
+        undefined=StrictUndefined, extensions=["jinja2.ext.do"], finalize=None if whole else _cut
+    )
+    environment.globals["zip"] = zip
+    environment.filters |= {"choice": _choice, "random": _choice, "most_frequent": _most_frequent}
     return environment
+
+
+@pass_environment
+def _cut(environment: Environment, value: Any) -> Any:
+    said = str(value)
+    return value if len(said) <= _LONGEST else do_truncate(environment, said, _LONGEST)
 
 
 @pass_context
 def _choice(context: Context, items: Sequence[Any]) -> Any:
-    """PromptSource's filter: one of several, drawn for the row."""
-    return pick(str(context[_ROW]), "choice", 0, list(items))
+    """PromptSource's filter: one of several, drawn for the row, and for each place in the template anew."""
+    numbers, row = context[_ROW]
+    return pick(f"{row} {next(numbers)}", "choice", 0, list(items))
 
 
 def _most_frequent(items: Sequence[Any]) -> list[Any]:
     """PromptSource's filter: those that come most often."""
     counts = Counter(items)
-    return [item for item, count in counts.items() if count == max(counts.values())]
+    return [item for item, times in counts.items() if times == max(counts.values())]

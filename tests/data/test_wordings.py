@@ -54,9 +54,31 @@ def test_the_filters_of_promptsource_are_there_and_a_draw_is_the_rows() -> None:
     assert drawn == [wording.render(record, f"r:{number}") for number in range(60)]
 
 
-def test_a_field_is_cut_at_2048_characters() -> None:
-    question, _, _ = ASK.render({"question": "x" * 5000, "answer": "a"}, "r:1")
-    assert len(question) == 2048
+def test_two_draws_in_one_template_are_independent_and_random_is_one_of_them() -> None:
+    wording = Wording("w", "{{ items | choice }}{{ items | random }} ||| a")
+    drawn = [wording.render({"items": ["a", "b"]}, f"r:{number}")[0] for number in range(200)]
+    assert all(30 < drawn.count(pair) < 70 for pair in ("aa", "ab", "ba", "bb"))  # 50 ± 3 of 6
+    assert drawn == [wording.render({"items": ["a", "b"]}, f"r:{number}")[0] for number in range(200)]
+
+
+def test_what_is_written_of_a_field_is_cut_and_what_is_done_with_it_is_not() -> None:
+    """As PromptSource does: behind the words that fit into 2,048 characters; answer choices aren't cut."""
+    long = "word " * 1000 + "| end"
+    cut = Wording("w", "{{text}} ||| {{text.split('|')[1]}}{{answer_choices[999]}}", "{{text | replace(' ', ' ||| ')}}")
+    question, answer, choices = cut.render({"text": long}, "r:1")
+    assert (len(question), question[-8:], answer) == (2047, " word...", "endword")
+    assert len(choices) == 1002
+
+
+def test_a_template_may_collect_words_in_lists_and_changes_no_row_by_that() -> None:
+    jinja = "{% set found = [] %}{% for a, b in zip(one, two) %}{{ found.append(a + b) or '' }}{% endfor %}"
+    wording = Wording(
+        "w", jinja + "{{ one.pop() }}{% do row.update({'x': 2}) %} ||| {{ found | join(' ') }}{{ row.x }}"
+    )
+    record = {"one": ["a", "b"], "two": ["c", "d"], "row": {"x": 1}}
+    for _ in range(2):
+        assert wording.render(record, "r:1")[:2] == ("b", "ac bd2")
+    assert record == {"one": ["a", "b"], "two": ["c", "d"], "row": {"x": 1}}
 
 
 @pytest.mark.parametrize("jinja", ["{{question}}", "{{question}} |||", "{% if false %}a ||| b{% endif %}"])
