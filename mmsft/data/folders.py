@@ -25,6 +25,8 @@ MEDIA: Final[Mapping[str, str]] = {
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _TABLES: Final = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _SHOWN: Final = 6
+BUILD: Final = ".build.json"
+"""Ends the name of what `mmsft data build` writes beside the shards of a part."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,9 @@ def open_folder(path: Path, split: str | None, open_file: Callable[[Path], Rows]
     """
     if (path / _SPLITS).is_file():
         return open_folder(path / _chosen(path, _listed(path / _SPLITS, "splits"), split), None, open_file)
+    if parts := sorted(path.glob(f"*{BUILD}")):
+        part = _chosen(path, [file.name.removesuffix(BUILD) for file in parts], split)
+        return _joined([open_file(file) for file in sorted(path.glob(f"{part}-*.tar"))], path)
     if split is not None:
         raise ConfigError(f"{path}: has no splits, so that {split!r} is none of them; leave `split` out")
     if (path / _STATE).is_file():

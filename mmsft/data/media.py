@@ -1,6 +1,7 @@
 """Finds the file that a row names, inside the source's media root and nowhere else, or the one that a user names."""
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
@@ -94,8 +95,14 @@ def _local(ref: str, row: str) -> str:
     return unquote(urlsplit(ref).path)
 
 
+# Links take long to follow, and a source has one root.
+@lru_cache(maxsize=64)
+def _real(root: Path) -> Path:
+    return root.resolve()
+
+
 def _find(ref: str, root: Path, row: str) -> Path:
-    root = root.resolve()
+    root = _real(root)
     try:
         path = (root / ref).resolve()
         inside, found, folder = path.is_relative_to(root), path.is_file(), path.is_dir()

@@ -64,10 +64,17 @@ def inside(found: Member, root: Path, row: str) -> Member:
     Raises:
         DataError: there is no such tar in the media root.
     """
-    path = restored((root / found.path).resolve())
-    if not path.is_relative_to(root.resolve()) or not path.is_file():
+    path = _inside(found.path, root)
+    if path is None:
         raise DataError(f"{row}: {found.path!r} is no tar in the media root {root}; mend the row, or media_root")
-    return found._replace(path=str(path))
+    return found._replace(path=path)
+
+
+# Rows of one tar follow one another, and links take long to follow.
+@lru_cache(maxsize=64)
+def _inside(name: str, root: Path) -> str | None:
+    path = restored((root / name).resolve())
+    return str(path) if path.is_relative_to(root.resolve()) and path.is_file() else None
 
 
 def from_base64(text: str, what: str) -> bytes:

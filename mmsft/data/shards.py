@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import webdataset
 
@@ -19,11 +19,32 @@ from mmsft.types import Conversation, Ints, Media
 
 MANIFEST: Final = "build.json"
 LOST: Final = "lost.jsonl"
+_BUFFER: Final = 1 << 20
 _SUFFIXES: Final = (
     (b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"fLaC", "flac"),
     (b"OggS", "ogg"), (b"ID3", "mp3"), (b"\x1aE\xdf\xa3", "webm"), (b"\x93NUMPY", "npy"), (b"ply", "ply"),
 )  # fmt: skip
 """By the first bytes of a medium whose file's name tells nothing."""
+
+
+class _Summed:
+    """Writes to a file, and sums what is written.
+
+    Attributes:
+        written: bytes.
+        digest: their sha256.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.written = 0
+        self.digest = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        """Writes bytes."""
+        self.digest.update(data)
+        self.written += len(data)
+        return self._file.write(data)
 
 
 @dataclass
@@ -143,9 +164,10 @@ def _shard(found: Build, mixture: Mixture, pairs: Ints, out: Path, size: int) ->
     aside = out / f".{name}"
     end, rows = found.done, 0
     entries: list[bytes] = []
-    with aside.open("wb") as file:
-        writer = webdataset.TarWriter(file, mtime=0.0, encoder=False)
-        while end < len(pairs) and file.tell() < size:
+    with aside.open("wb", buffering=_BUFFER) as file:
+        summed = _Summed(file)
+        writer = webdataset.TarWriter(summed, mtime=0, encoder=False)
+        while end < len(pairs) and summed.written < size:
             pair = pairs[end]
             try:
                 sample = _sample(mixture.conversation(pair), mixture.sources[int(pair[0])].name)
@@ -158,13 +180,10 @@ def _shard(found: Build, mixture: Mixture, pairs: Ints, out: Path, size: int) ->
         writer.close()
         file.flush()
         os.fsync(file.fileno())
-    with aside.open("rb") as file:
-        sum = hashlib.file_digest(file, "sha256").hexdigest()
     with (out / f"{found.part}.{LOST}").open("ab") as log:
         log.writelines(entries)
-    length = aside.stat().st_size
     os.replace(aside, out / name)
-    found.shards.append(Shard(name, end, rows, length, sum))
+    found.shards.append(Shard(name, end, rows, summed.written, summed.digest.hexdigest()))
     found.lost += len(entries)
     manifest = out / f"{found.part}.{MANIFEST}"
     beside = manifest.with_name(f".{manifest.name}")

@@ -6,13 +6,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urljoin
 
 import numpy as np
 
 from mmsft.data import remote
 from mmsft.data.download import Hosts
+from mmsft.data.folders import BUILD
 from mmsft.data.rows import Borders, Rows
 from mmsft.data.wordings import EachWording
 from mmsft.errors import ConfigError, DataError
@@ -22,9 +23,6 @@ log = logging.getLogger(__name__)
 
 Open = Callable[[Path], Rows]
 """Opens a file of rows."""
-
-BUILD: Final = ".build.json"
-"""Ends the name of what `mmsft data build` writes beside its shards."""
 
 
 @dataclass(frozen=True, slots=True)

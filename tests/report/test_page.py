@@ -10,7 +10,7 @@ from mmsft.report.page import visible
 from mmsft.report.rows import shade
 
 STYLE = (Path(report.__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
-BLOCKS = re.findall(r":root \{(.*?)\}", STYLE, re.S)
+BLOCKS = re.findall(r":root \{(.*?)\}", STYLE, re.S)[:2]  # the third is for print
 LIGHT, DARK = (dict(re.findall(r"--([\w-]+): ([^;]+);", block)) for block in BLOCKS)
 Colour = tuple[float, float, float]
 
