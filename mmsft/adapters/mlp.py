@@ -1,11 +1,16 @@
-"""Adapters that map each feature to one token: LLaVA's linear layer, and LLaVA-1.5's two layers with GELU."""
+"""Adapters that map each feature to one token, of all features or of fewer: LLaVA's, InternVL's, Idefics3's."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmsft.adapters import grids
+from mmsft.adapters.grids import EndOf
+from mmsft.adapters.settings import below, refuse
 from mmsft.adapters.spec import Adapter, Layout, Slots
 from mmsft.modalities.spec import Features
 from mmsft.types import Grid
@@ -16,29 +21,60 @@ class Linear(Adapter):
     """One linear layer.
 
     Attributes:
+        time: averages so many neighbouring frames first; the last ones may be fewer. None = all frames.
         pool: averages the grid of each frame to `pool` × `pool` features first; None = all features.
+        stride: averages squares of `stride` × `stride` features in place of `pool`; those at the edges may be smaller.
+        shuffle: makes one feature of each square of `shuffle` × `shuffle` features side by side, in place of `pool`.
         norm: normalises the features (LayerNorm) first, for towers whose features lie far from unit scale.
+        bias: the layers have one.
         rms: scales each token to this root mean square, times a gain that learns from there; None = no scaling. The
             decoder's own embeddings' RMS lets a fresh projector begin where words lie.
+        end_of: puts a token that learns behind each ``row``, each ``frame`` or the whole ``medium``; None = none.
     """
 
+    time: int | None = None
     pool: int | None = None
+    stride: int | None = None
+    shuffle: int | None = None
     norm: bool = False
+    bias: bool = True
     rms: float | None = None
+    end_of: EndOf | None = None
 
     def __post_init__(self) -> None:
-        if self.pool is not None and self.pool < 1:
-            raise ValueError(f"pool: at least 1 feature a side, got {self.pool}")
+        refuse(self._problems())
+
+    def _problems(self) -> Iterator[str]:
+        squares = {"pool": self.pool, "stride": self.stride, "shuffle": self.shuffle}
+        yield from below(1, time=self.time, **squares)
+        taken = [name for name, value in squares.items() if value is not None]
+        if len(taken) > 1:
+            yield f"{' and '.join(taken)} each make fewer features of a frame; take one of them"
         if self.rms is not None and not self.rms > 0:
-            raise ValueError(f"rms: must be greater than 0, got {self.rms}")
+            yield f"rms: must be greater than 0, got {self.rms}"
 
     def layout(self, grid: Grid) -> Layout:
-        """Returns one slot a feature, after pooling."""
-        return (Slots(grid.count if self.pool is None else grid.t * self.pool**2),)
+        """Returns one slot for each feature that is left, and for each end.
+
+        Raises:
+            DataError: with `shuffle`, squares don't cover the grid.
+        """
+        left = self.reduced(grid)
+        return (Slots(left.count + (grids.ends(left, self.end_of) if self.end_of else 0)),)
+
+    def reduced(self, grid: Grid) -> Grid:
+        """Returns the grid of the features that are left to project."""
+        if self.time is not None:
+            grid = grids.over_time_grid(grid, self.time)
+        if self.pool is not None:
+            return Grid(grid.t, self.pool, self.pool)
+        if self.stride is not None:
+            return grids.over_squares_grid(grid, self.stride)
+        return grid if self.shuffle is None else grids.side_by_side_grid(grid, self.shuffle)
 
     def build(self, d_in: int, d_out: int) -> nn.Module:
         """Builds the `Projector`."""
-        return Projector(self, nn.Linear(d_in, d_out), d_in, d_out)
+        return Projector(self, d_in, d_out, depth=1)
 
 
 @dataclass(frozen=True)
@@ -47,32 +83,66 @@ class Mlp2xGelu(Linear):
 
     def build(self, d_in: int, d_out: int) -> nn.Module:
         """Builds the `Projector`."""
-        layers = nn.Sequential(nn.Linear(d_in, d_out), nn.GELU(), nn.Linear(d_out, d_out))
-        return Projector(self, layers, d_in, d_out)
+        return Projector(self, d_in, d_out, depth=2)
+
+
+@dataclass(frozen=True)
+class Mlp(Linear):
+    """Any number of linear layers with GELU between them; hidden widths are the decoder's.
+
+    Attributes:
+        depth: how many.
+    """
+
+    depth: int = field(kw_only=True)
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        yield from below(1, depth=self.depth)
+
+    def build(self, d_in: int, d_out: int) -> nn.Module:
+        """Builds the `Projector`."""
+        return Projector(self, d_in, d_out, self.depth)
 
 
 class Projector(nn.Module):
-    """Pools, normalises, projects, scales: what the spec asks for of these, in this order."""
+    """Makes fewer features, normalises, projects, scales, ends: what the spec asks for of these, in this order."""
 
-    def __init__(self, spec: Linear, layers: nn.Module, d_in: int, d_out: int) -> None:
+    def __init__(self, spec: Linear, d_in: int, d_out: int, depth: int) -> None:
         super().__init__()
-        self.pool = spec.pool
-        self.norm = nn.LayerNorm(d_in) if spec.norm else None
-        self.layers = layers
+        self.spec = spec
+        width = d_in * (spec.shuffle or 1) ** 2
+        self.norm = nn.LayerNorm(width) if spec.norm else None
+        self.layers = _layers(width, d_out, depth, spec.bias)
         self.gain = None if spec.rms is None else nn.Parameter(torch.full((d_out,), spec.rms))
+        # As large as a token: LLaVA-NeXT begins so, too.
+        scale = spec.rms or 1 / math.sqrt(d_out)
+        self.end = nn.Parameter(torch.randn(d_out) * scale) if spec.end_of else None
 
     def forward(self, features: Features, grid: Grid) -> Tensor:
         """Features with values [N, L, d_in] → tokens [N, S, d_out]."""
-        x_NLD = features.values
-        if self.pool is not None:
-            x_NLD = _pooled(x_NLD, grid, self.pool)
+        x_NLD = self._reduced(features.values, grid)
         if self.norm is not None:
             x_NLD = self.norm(x_NLD)
         tokens: Tensor = self.layers(x_NLD)
-        return tokens if self.gain is None else F.rms_norm(tokens, tokens.shape[-1:]) * self.gain
+        if self.gain is not None:
+            tokens = F.rms_norm(tokens, tokens.shape[-1:]) * self.gain
+        if self.end is not None and self.spec.end_of is not None:
+            tokens = grids.with_ends(tokens, self.end, grids.ends(self.spec.reduced(grid), self.spec.end_of))
+        return tokens
+
+    def _reduced(self, x_NLD: Tensor, grid: Grid) -> Tensor:
+        spec = self.spec
+        if spec.time is not None:
+            x_NLD, grid = grids.over_time(x_NLD, grid, spec.time), grids.over_time_grid(grid, spec.time)
+        if spec.pool is not None:
+            return grids.to_side(x_NLD, grid, spec.pool)
+        if spec.stride is not None:
+            return grids.over_squares(x_NLD, grid, spec.stride)
+        return x_NLD if spec.shuffle is None else grids.side_by_side(x_NLD, grid, spec.shuffle)
 
 
-def _pooled(x_NLD: Tensor, grid: Grid, side: int) -> Tensor:
-    frames = x_NLD.unflatten(1, (grid.t, grid.h, grid.w)).flatten(0, 1)
-    pooled = F.adaptive_avg_pool2d(frames.permute(0, 3, 1, 2), side)
-    return pooled.flatten(2).transpose(1, 2).reshape(x_NLD.shape[0], grid.t * side**2, x_NLD.shape[2])
+def _layers(d_in: int, d_out: int, depth: int, bias: bool) -> nn.Module:
+    first = nn.Linear(d_in, d_out, bias)
+    rest = (layer for _ in range(depth - 1) for layer in (nn.GELU(), nn.Linear(d_out, d_out, bias)))
+    return first if depth == 1 else nn.Sequential(first, *rest)

@@ -76,7 +76,8 @@ class MediaReader:
     def layout(self, media: Media) -> Layout:
         """Returns what the medium occupies among the tokens."""
         grid = self.grid(media)
-        return self.towers[media.modality][1].layout(grid)
+        with _naming(media):
+            return self.towers[media.modality][1].layout(grid)
 
     def read(self, media: Media) -> Mapping[str, Tensor] | Kept:
         """Returns a medium's features if its tower has a store that has them; else reads and decodes it."""

@@ -15,7 +15,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mmsft.adapters import Mlp2xGelu
+from mmsft.adapters import Mlp, Mlp2xGelu
 from mmsft.adapters.mlp import Projector
 from mmsft.adapters.spec import Adapter
 from mmsft.errors import ConfigError
@@ -53,8 +53,8 @@ def llava_problem(towers: Mapping[str, tuple[Modality, Adapter]]) -> str | None:
     ((name, (modality, adapter)),) = towers.items()
     if not isinstance(modality, Clip):
         return f"LLaVA holds CLIP and SigLIP towers (kind clip), and towers.{name} is a {type(modality).__name__}"
-    if adapter != Mlp2xGelu():
-        return f"LLaVA holds an mlp2x_gelu adapter without pool, norm and rms, and towers.{name}.adapter is {adapter}"
+    if adapter not in (Mlp2xGelu(), Mlp(depth=2)):
+        return f"LLaVA holds an mlp2x_gelu adapter without settings, and towers.{name}.adapter is {adapter}"
     return None
 
 

@@ -1,6 +1,6 @@
 """A tower: an encoder of one modality and the adapter that turns its features into tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from typing import Final, cast
 
@@ -8,11 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from mmsft.adapters.spec import Adapter
+from mmsft.errors import DataError
 from mmsft.features import Keeper
 from mmsft.modalities.spec import Encoder, Features, Modality
 from mmsft.types import Grid, MediaGroup, Stored
 
 _ROUNDED_BY_AUTOCAST: Final = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+_WIDEST: Final = 64
+"""Features a side of a blank medium at the most."""
 
 
 class Tower(nn.Module):
@@ -66,13 +69,21 @@ class Tower(nn.Module):
         """Returns 0 with a gradient of 0 for all that learns, by way of a blank medium.
 
         Ranks whose batches hold no medium of this modality must take part in the others' reductions.
+
+        Raises:
+            DataError: the adapter doesn't take such a medium.
         """
         like = next(self.parameters())
-        blank = self.modality.collate([self.modality.blank(Grid(1, 1, 1))])
+        grid = _taken(self.adapter_spec, (Grid(1, side, side) for side in range(1, _WIDEST + 1)))
+        blank = self.modality.collate([self.modality.blank(grid)])
         tensors = {name: tensor.to(like.device) for name, tensor in blank.items()}
         features = self._encoded(tensors)
-        # What the adapter makes of it is multiplied by 0, so that any grid of as many features does.
-        tokens: Tensor = self.adapter(features, Grid(1, 1, features.values.shape[1]))
+        count = features.values.shape[1]
+        if count != grid.count:
+            # What the adapter makes of it is multiplied by 0, so that any grid of as many features does.
+            rows = (side for side in range(1, count + 1) if count % side == 0)
+            grid = _taken(self.adapter_spec, (Grid(1, side, count // side) for side in rows))
+        tokens: Tensor = self.adapter(features, grid)
         return tokens.float().sum() * 0
 
     def _encoded(self, tensors: Mapping[str, Tensor]) -> Features:
@@ -90,6 +101,23 @@ class Tower(nn.Module):
         if self._held == torch.float32 or torch.is_autocast_enabled(device):
             return features
         return features._replace(values=features.values.float())
+
+
+def _taken(adapter: Adapter, grids: Iterable[Grid]) -> Grid:
+    """Returns the first of some grids that an adapter takes.
+
+    Raises:
+        DataError: it takes none; why not the first.
+    """
+    refused: list[DataError] = []
+    for grid in grids:
+        try:
+            adapter.layout(grid)
+        except DataError as error:
+            refused.append(error)
+        else:
+            return grid
+    raise refused[0]
 
 
 def _hold(encoder: nn.Module, dtype: torch.dtype) -> None:

@@ -79,11 +79,16 @@ class WithoutModule(Adapter):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "mlp2x_gelu", "pool": 0}, "pool: at least 1 feature a side, got 0"),
+        ({"kind": "mlp2x_gelu", "pool": 0}, "pool: at least 1, got 0"),
+        ({"kind": "linear", "pool": 2, "stride": 2}, "pool and stride each make fewer features of a frame; take one"),
+        ({"kind": "linear", "time": 0, "rms": 0.0}, "time: at least 1, got 0; rms: must be greater than 0, got 0.0"),
+        ({"kind": "linear", "end_of": "column"}, "end_of: .*'row', 'frame' or 'medium', got 'column'"),
+        ({"kind": "mlp"}, "'depth' is required"),
+        ({"kind": "mlp", "depth": 0, "shuffle": -1}, "shuffle: at least 1, got -1; depth: at least 1, got 0"),
         ({"kind": "linear", "rms": -1.0}, "rms: must be greater than 0, got -1.0"),
         ({"kind": "linear", "poool": 2}, r"unknown key 'poool' \(did you mean 'pool'\?\)"),
         ({"kind": "linear", "norm": "maybe"}, "norm: .*got 'maybe'"),
-        ({"kind": "mlp"}, r"unknown adapter kind 'mlp'.*known: linear, mlp2x_gelu"),
+        ({"kind": "mlp3"}, r"unknown adapter kind 'mlp3'.*known: linear, mlp2x_gelu, mlp"),
         ({}, "the adapter is chosen by its `kind`"),
         ({"kind": "mmsft.types:Grd"}, r"mmsft.types has no 'Grd' \(did you mean 'Grid'\?\)"),
         ({"kind": "mmsft.no_such:X"}, "mmsft.no_such can't be imported"),

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmsft.adapters import Mlp2xGelu
+from mmsft.adapters import Linear, Mlp2xGelu
 from mmsft.config import GroupConfig
-from mmsft.errors import ConfigError
+from mmsft.errors import ConfigError, DataError
 from mmsft.modalities import Clip
 from mmsft.model.names import named_parameters
 from mmsft.model.tower import Tower
@@ -52,3 +52,18 @@ def test_an_encoder_held_in_bf16_can_not_learn_and_the_setting_is_named(tmp_path
     with pytest.raises(ConfigError, match=r"can't learn \(model\.towers\.image\.dtype: bfloat16\)"):
         select(named_parameters(model), {"towers.image.encoder": GroupConfig(lr=1e-4)})
     select(named_parameters(model), {"towers.image.adapter": GroupConfig(lr=1e-4)})
+
+
+@pytest.mark.parametrize("spec", [Linear(shuffle=2, end_of="row"), Linear(time=3, stride=2)])
+def test_without_a_medium_an_adapter_of_squares_has_a_gradient_of_zero(tmp_path: Path, spec: Linear) -> None:
+    tower = Tower(Clip(str(clip_folder(tmp_path / "clip"))), spec, 16)
+    zero = tower.untouched()
+    zero.backward()
+    assert zero == 0
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in tower.parameters())
+
+
+def test_an_adapter_that_takes_no_blank_medium_says_why(tmp_path: Path) -> None:
+    tower = Tower(Clip(str(clip_folder(tmp_path / "clip"))), Linear(shuffle=3), 16)  # of 2 × 2 features
+    with pytest.raises(DataError, match="shuffle: a frame of 1 by 4 features doesn't divide into squares of 3 by 3"):
+        tower.untouched()
