@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmsft.adapters.mlp import Linear, Mlp, Mlp2xGelu
+from mmsft.adapters.resampler import Resampler
 from mmsft.adapters.spec import Adapter
 from mmsft.config import Spec
 from mmsft.config.kinds import resolve_kind
 
-ADAPTERS: dict[str, type] = {"linear": Linear, "mlp2x_gelu": Mlp2xGelu, "mlp": Mlp}
+ADAPTERS: dict[str, type] = {"linear": Linear, "mlp2x_gelu": Mlp2xGelu, "mlp": Mlp, "resampler": Resampler}
 
 
 def adapter_spec(settings: Mapping[str, Any]) -> Spec:
@@ -20,4 +21,4 @@ def adapter_spec(settings: Mapping[str, Any]) -> Spec:
     return resolve_kind(ADAPTERS, Adapter, settings)
 
 
-__all__ = ["ADAPTERS", "Linear", "Mlp", "Mlp2xGelu", "adapter_spec"]
+__all__ = ["ADAPTERS", "Linear", "Mlp", "Mlp2xGelu", "Resampler", "adapter_spec"]

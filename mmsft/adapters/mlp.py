@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from mmsft.adapters import grids
 from mmsft.adapters.grids import EndOf
-from mmsft.adapters.settings import below, refuse
+from mmsft.adapters.settings import above_zero, below, refuse
 from mmsft.adapters.spec import Adapter, Layout, Slots
 from mmsft.modalities.spec import Features
 from mmsft.types import Grid
@@ -50,8 +50,7 @@ class Linear(Adapter):
         taken = [name for name, value in squares.items() if value is not None]
         if len(taken) > 1:
             yield f"{' and '.join(taken)} each make fewer features of a frame; take one of them"
-        if self.rms is not None and not self.rms > 0:
-            yield f"rms: must be greater than 0, got {self.rms}"
+        yield from above_zero(rms=self.rms)
 
     def layout(self, grid: Grid) -> Layout:
         """Returns one slot for each feature that is left, and for each end.
