@@ -85,9 +85,14 @@ def _kind(role: str, name: str, kind: type) -> str:
     if settings := [field for field in dataclasses.fields(kind) if field.init]:
         lines += ["", "| setting | default | meaning |", "|---|---|---|"]
     for field in settings:
-        default = "required" if field.default is dataclasses.MISSING else f"`{json.dumps(field.default)}`"
-        lines.append(f"| `{field.name}` | {default} | {_markdown(meanings[field.name])} |")
+        lines.append(f"| `{field.name}` | {_stated(field.default)} | {_markdown(meanings[field.name])} |")
     return "\n".join(lines) + "\n"
+
+
+def _stated(default: Any) -> str:
+    if default is dataclasses.MISSING:
+        return "required"
+    return "its defaults" if dataclasses.is_dataclass(default) else f"`{json.dumps(default)}`"
 
 
 def _documented(model: type) -> tuple[str, dict[str, str]]:

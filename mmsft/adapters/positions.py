@@ -10,16 +10,9 @@ from mmsft.types import Grid
 class FramePositions(nn.Module):
     """A position for each of so many frames, added to its features."""
 
-    def __init__(self, frames: int, width: int, scale: float = 1.0) -> None:
-        """Draws them.
-
-        Args:
-            frames: at the most.
-            width: of a feature.
-            scale: their standard deviation at first.
-        """
+    def __init__(self, frames: int, width: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(frames, width) * scale)
+        self.weight = nn.Parameter(torch.randn(frames, width))
 
     def forward(self, x_NLD: Tensor, grid: Grid) -> Tensor:
         """Features [N, L, D] → the same, with the positions of their frames."""

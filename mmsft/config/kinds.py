@@ -49,6 +49,8 @@ def _explain(item: Any) -> str:
     name = ".".join(str(part) for part in item["loc"])
     if item["type"] == "missing":
         return f"{name!r} is required"
+    if item["type"] == "unexpected_keyword_argument":
+        return f"unknown key {name!r}"
     return f"{name}: {wrong(item)}" if name else wrong(item)
 
 

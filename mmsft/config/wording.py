@@ -24,6 +24,7 @@ _EXPECTED: Final = {
     "list_type": "a list",
     "dict_type": "a mapping",
     "model_type": "a mapping",
+    "dataclass_type": "a mapping",
 }
 
 

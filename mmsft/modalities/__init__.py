@@ -5,12 +5,13 @@ from typing import Any
 
 from mmsft.config import Spec
 from mmsft.config.kinds import resolve_kind
+from mmsft.modalities.blip_tower import Blip
 from mmsft.modalities.clip_tower import Clip
 from mmsft.modalities.open_clip_tower import OpenClip
 from mmsft.modalities.spec import Modality
 from mmsft.modalities.timm_tower import Timm
 
-MODALITIES: dict[str, type] = {"clip": Clip, "open_clip": OpenClip, "timm": Timm}
+MODALITIES: dict[str, type] = {"clip": Clip, "blip": Blip, "open_clip": OpenClip, "timm": Timm}
 
 
 def modality_spec(settings: Mapping[str, Any]) -> Spec:
@@ -22,4 +23,4 @@ def modality_spec(settings: Mapping[str, Any]) -> Spec:
     return resolve_kind(MODALITIES, Modality, settings)
 
 
-__all__ = ["MODALITIES", "Clip", "OpenClip", "Timm", "modality_spec"]
+__all__ = ["MODALITIES", "Blip", "Clip", "OpenClip", "Timm", "modality_spec"]

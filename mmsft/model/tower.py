@@ -21,8 +21,9 @@ _WIDEST: Final = 64
 class Tower(nn.Module):
     """An encoder and its adapter.
 
-    A frozen encoder runs in eval mode and without gradient, whatever mode the model is in. BatchNorm stays in eval mode
-    in a learning one too: a few pictures would spoil its statistics, and a step's loss would depend on how it is split.
+    A frozen encoder runs in eval mode and without gradient, whatever mode the model is in; what is frozen of an
+    adapter, in eval mode. BatchNorm stays in eval mode in a learning encoder too: a few pictures would spoil its
+    statistics, and a step's loss would depend on how it is split.
 
     Attributes:
         keeper: takes the features that are encoded for a store; None = there is none.
@@ -55,7 +56,15 @@ class Tower(nn.Module):
     def forward(self, group: MediaGroup) -> Tensor:
         """Encodes N distinct media of one shape, unless a store has their features → tokens [N, S, width]."""
         features = self._encoded(group.tensors) if group.stored is None else self._completed(group.stored)
-        tokens: Tensor = self.adapter(features, group.grid)
+        return self._adapted(features, group.grid)
+
+    def _adapted(self, features: Features, grid: Grid) -> Tensor:
+        self.adapter.train(self.training)
+        for part in (self.adapter, *self.adapter.children()):
+            learns = [parameter.requires_grad for parameter in part.parameters()]
+            if learns and not any(learns):
+                part.eval()
+        tokens: Tensor = self.adapter(features, grid)
         return tokens
 
     def _completed(self, stored: Stored) -> Features:
@@ -83,8 +92,7 @@ class Tower(nn.Module):
             # What the adapter makes of it is multiplied by 0, so that any grid of as many features does.
             rows = (side for side in range(1, count + 1) if count % side == 0)
             grid = _taken(self.adapter_spec, (Grid(1, side, count // side) for side in rows))
-        tokens: Tensor = self.adapter(features, grid)
-        return tokens.float().sum() * 0
+        return self._adapted(features, grid).float().sum() * 0
 
     def _encoded(self, tensors: Mapping[str, Tensor]) -> Features:
         learns = any(parameter.requires_grad for parameter in self.encoder.parameters())

@@ -14,6 +14,7 @@ from mmsft.model.fusion import MultimodalModel
 from mmsft.model.names import canonical, fresh, named_parameters
 from mmsft.model.new_tokens import add_new_tokens
 from mmsft.model.tuning.lora import add_lora
+from tests.model.blip import blip2, ours
 from tests.model.test_fusion import tiny_sizes
 from tests.model.test_tuning import gpt2
 from tests.model.tiny import clip_folder, llama, llava_like, model_with_tower
@@ -48,6 +49,23 @@ CLIP_LAYER = [
     for part in (
         "self_attn.k_proj", "self_attn.v_proj", "self_attn.q_proj", "self_attn.out_proj",
         "layer_norm1", "mlp.fc1", "mlp.fc2", "layer_norm2",
+    )
+    for kind in ("weight", "bias")
+]  # fmt: skip
+
+BLIP_LAYER = [
+    f"{part}.{kind}"
+    for part in ("self_attn.qkv", "self_attn.projection", "layer_norm1", "mlp.fc1", "mlp.fc2", "layer_norm2")
+    for kind in ("weight", "bias")
+]
+QFORMER_LAYER = [
+    f"{part}.{kind}"
+    for part in (
+        "attention.attention.query", "attention.attention.key", "attention.attention.value",
+        "attention.output.dense", "attention.output.LayerNorm",
+        "crossattention.attention.query", "crossattention.attention.key", "crossattention.attention.value",
+        "crossattention.output.dense", "crossattention.output.LayerNorm",
+        "intermediate_query.dense", "output_query.dense", "output_query.LayerNorm",
     )
     for kind in ("weight", "bias")
 ]  # fmt: skip
@@ -102,6 +120,31 @@ def test_the_names_of_a_clip_tower_and_its_adapter_are_pinned(tmp_path: Path) ->
         "towers.image.adapter.layers.0.bias",
         "towers.image.adapter.layers.2.weight",
         "towers.image.adapter.layers.2.bias",
+    ]
+
+
+def test_the_names_of_a_blip_tower_and_its_qformer_are_pinned(tmp_path: Path) -> None:
+    names = [name for name in named_parameters(ours(blip2(), tmp_path)) if name.startswith("towers.")]
+    encoder, adapter = "towers.image.encoder", "towers.image.adapter"
+    assert names == [
+        f"{encoder}.embeddings.class_embedding",
+        f"{encoder}.embeddings.position_embedding",
+        f"{encoder}.embeddings.patch_embedding.weight",
+        f"{encoder}.embeddings.patch_embedding.bias",
+        *layers(f"{encoder}.encoder.layers", 2, BLIP_LAYER),
+        f"{encoder}.post_layernorm.weight",
+        f"{encoder}.post_layernorm.bias",
+        f"{adapter}.frame.queries",
+        f"{adapter}.frame.qformer.layernorm.weight",
+        f"{adapter}.frame.qformer.layernorm.bias",
+        *(
+            f"{adapter}.frame.qformer.encoder.layer.{layer}.{name}"
+            for layer in range(3)
+            for name in QFORMER_LAYER
+            if layer % 2 == 0 or not name.startswith("crossattention")
+        ),
+        f"{adapter}.projection.layers.weight",
+        f"{adapter}.projection.layers.bias",
     ]
 
 

@@ -1,11 +1,12 @@
 """In which precision a tower's encoder is held, and what follows from it."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from mmsft.adapters import Linear, Mlp2xGelu
+from mmsft.adapters import Linear, Mlp2xGelu, adapter_spec
 from mmsft.config import GroupConfig
 from mmsft.errors import ConfigError, DataError
 from mmsft.modalities import Clip
@@ -67,3 +68,20 @@ def test_an_adapter_that_takes_no_blank_medium_says_why(tmp_path: Path) -> None:
     tower = Tower(Clip(str(clip_folder(tmp_path / "clip"))), Linear(shuffle=3), 16)  # of 2 × 2 features
     with pytest.raises(DataError, match="shuffle: a frame of 1 by 4 features doesn't divide into squares of 3 by 3"):
         tower.untouched()
+
+
+def test_what_is_frozen_of_an_adapter_drops_nothing_out_and_passes_gradients_on(tmp_path: Path) -> None:
+    sizes = {"queries": 2, "layers": 2, "heads": 2, "width": 8, "inner": 8, "dropout": 0.5}
+    spec = adapter_spec({"kind": "video_qformer", **sizes, "frame": sizes}).value
+    tower = Tower(Clip(str(clip_folder(tmp_path / "clip"))), spec, 16).train()
+    adapter: Any = tower.adapter
+    for frozen, modes in ((adapter.frame, (False, True)), (adapter, (False, False))):
+        frozen.requires_grad_(False)
+        tokens = tower(group())
+        assert (adapter.frame.training, adapter.video.training) == modes
+        assert torch.equal(tokens, tower(group())) is not any(modes)
+    tokens.sum().backward()
+    assert all(parameter.grad is not None for parameter in tower.encoder.parameters())
+    adapter.requires_grad_(True)
+    tower(group())
+    assert adapter.frame.training
