@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mmsft.errors import DataError, MmsftError
     from mmsft.modalities.spec import Encoder, Features, File, Modality, Options
     from mmsft.run import Run, execute, load_run, open_run
-    from mmsft.types import ROOT, Conversation, Grid, Media, Record, Text, Turn
+    from mmsft.types import ROOT, Context, Conversation, Grid, Media, Record, Text, Turn
 
 # Where each public name is; imported when it is first asked for (PEP 562), so that `mmsft --help` needs no torch.
 _HOMES = {
@@ -18,13 +18,14 @@ _HOMES = {
     "mmsft.errors": ("DataError", "MmsftError"),
     "mmsft.modalities.spec": ("Encoder", "Features", "File", "Modality", "Options"),
     "mmsft.run": ("Run", "execute", "load_run", "open_run"),
-    "mmsft.types": ("ROOT", "Conversation", "Grid", "Media", "Record", "Text", "Turn"),
+    "mmsft.types": ("ROOT", "Context", "Conversation", "Grid", "Media", "Record", "Text", "Turn"),
 }
 
 __all__ = [
     "ROOT",
     "Adapter",
     "Assistant",
+    "Context",
     "Conversation",
     "DataError",
     "Encoder",

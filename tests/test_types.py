@@ -14,6 +14,7 @@ from mmsft.types import (
     ROOT,
     Batch,
     BatchTargets,
+    Context,
     Conversation,
     Grid,
     Media,
@@ -86,7 +87,8 @@ def test_a_grid_counts_its_features() -> None:
 def test_map_reaches_every_tensor_of_a_batch() -> None:
     whole = torch.zeros(1, 2, dtype=torch.int64)
     flat = torch.zeros(1, dtype=torch.int64)
-    group = MediaGroup({"pixels": torch.zeros(1, 3)}, Grid(1, 1, 1), (Media("image", "a"),))
+    asked = Context(ids=whole, mask=whole.bool(), of=flat)
+    group = MediaGroup({"pixels": torch.zeros(1, 3)}, Grid(1, 1, 1), (Media("image", "a"),), context=asked)
     batch = Batch(
         ids=("row",),
         input_ids=whole,
@@ -102,7 +104,10 @@ def test_map_reaches_every_tensor_of_a_batch() -> None:
         return tensor + 1
 
     moved = batch.map(move)
-    assert len(seen) == 3 + len(dataclasses.fields(BatchTargets)) + 3
+    assert len(seen) == 3 + len(dataclasses.fields(BatchTargets)) + 3 + len(dataclasses.fields(Context))
     assert (moved.media["image"].slots.item(), moved.media["image"].tokens.item()) == (1, 1)
     assert moved.media["image"].groups[0].tensors["pixels"].sum() == 3
+    context = moved.media["image"].groups[0].context
+    assert context is not None
+    assert (context.ids.sum().item(), context.of.item()) == (2, 1)
     assert moved.ids == batch.ids

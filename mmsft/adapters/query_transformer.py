@@ -10,10 +10,12 @@ from typing import Any, ClassVar, Final
 import torch
 from pydantic import ConfigDict
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmsft.adapters.settings import below, refuse
 from mmsft.errors import ConfigError
 from mmsft.modalities.pretrained import fill, read_settings, read_tensors
+from mmsft.types import Context
 
 WHAT: Final = "the Q-Former of"
 _DRAWN: Final = 0.02
@@ -59,8 +61,8 @@ class BlipQueries(Queries):
     """A Q-Former that may begin as a pretrained one.
 
     Attributes:
-        weights: a BLIP-2 whose Q-Former of the same sizes it begins as: a hub id, a folder, or ``asset:NAME``. None =
-            a fresh one.
+        weights: a BLIP-2, or with `instruction` an InstructBLIP, whose Q-Former of the same sizes it begins as: a hub
+            id, a folder, or ``asset:NAME``. None = a fresh one.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -71,54 +73,66 @@ class BlipQueries(Queries):
 class QueryTransformer(nn.Module):
     """Queries and the Q-Former of transformers, which computes what they become."""
 
-    def __init__(self, spec: Queries, d_in: int) -> None:
+    def __init__(self, spec: Queries, d_in: int, vocabulary: int | None = None) -> None:
         """Builds it, with the weights that the spec names.
 
         Args:
             spec: its sizes.
             d_in: width of the features.
+            vocabulary: tokens of what is asked, which the queries see as well; None = they see the features alone.
 
         Raises:
             ConfigError: the weights can't be loaded, or are of other sizes.
         """
-        from transformers import Blip2QFormerModel
+        from transformers import Blip2QFormerModel, InstructBlipQFormerModel
 
         super().__init__()
         weights = spec.weights if isinstance(spec, BlipQueries) else None
-        config = _sizes(spec, d_in) if weights is None else _pretrained(spec, d_in, weights)
+        config = _fresh(spec, d_in, vocabulary) if weights is None else _pretrained(spec, d_in, vocabulary, weights)
         config.hidden_dropout_prob = config.attention_probs_dropout_prob = spec.dropout
         self.queries = nn.Parameter(torch.randn(spec.queries, spec.width) * _DRAWN)
-        self.qformer: Any = Blip2QFormerModel(config)
+        self.qformer: Any = (Blip2QFormerModel if vocabulary is None else InstructBlipQFormerModel)(config)
         if weights is not None:
             [queries] = read_tensors(WHAT, weights, "query_tokens").values()
             self.queries.data.copy_(queries[0])
             fill(self.qformer, read_tensors(WHAT, weights, "qformer."), WHAT, weights)
 
-    def forward(self, x_NLD: Tensor) -> Tensor:
-        """Features [N, L, D] → what the queries become, [N, Q, width]."""
-        queries_NQW = self.queries.expand(len(x_NLD), -1, -1)
-        found: Tensor = self.qformer(query_embeds=queries_NQW, encoder_hidden_states=x_NLD).last_hidden_state
+    def forward(self, x_NLD: Tensor, context: Context | None = None) -> Tensor:
+        """Features [N, L, D], and what is asked about each → what the queries become, [N, Q, width]."""
+        inputs = {"query_embeds": self.queries.expand(len(x_NLD), -1, -1), "encoder_hidden_states": x_NLD}
+        count = len(self.queries)
+        if context is not None:
+            # A mask of four dimensions is taken as it is; of one of two the library would ask the device for values.
+            seen_NS = F.pad(context.mask, (count, 0), value=True)
+            inputs |= {"input_ids": context.ids, "attention_mask": seen_NS[:, None, None]}
+        found: Tensor = self.qformer(**inputs).last_hidden_state[:, :count]
         return found
 
 
-def _sizes(spec: Queries, d_in: int) -> Any:
+def _fresh(spec: Queries, d_in: int, vocabulary: int | None) -> Any:
     """Returns the configuration of a fresh Q-Former."""
-    from transformers import Blip2QFormerConfig
+    from transformers import Blip2QFormerConfig, InstructBlipQFormerConfig
 
-    values = {name: getattr(spec, field) for name, field in _FIELDS.items()}
-    return Blip2QFormerConfig(**values, encoder_hidden_size=d_in)
+    values: dict[str, Any] = {name: getattr(spec, field) for name, field in _FIELDS.items()}
+    values["encoder_hidden_size"] = d_in
+    if vocabulary is None:
+        return Blip2QFormerConfig(**values)
+    return InstructBlipQFormerConfig(**values, vocab_size=vocabulary)
 
 
-def _pretrained(spec: Queries, d_in: int, weights: str) -> Any:
+def _pretrained(spec: Queries, d_in: int, vocabulary: int | None, weights: str) -> Any:
     """Returns the configuration of a pretrained Q-Former, which is of the same sizes."""
     whole: Any = read_settings(WHAT, weights)
-    if whole.model_type != "blip-2":
-        raise ConfigError(f"{WHAT} {weights!r}: that is a {whole.model_type} model; name a BLIP-2")
+    kind, way = ("blip-2", "without") if vocabulary is None else ("instructblip", "with")
+    if whole.model_type != kind:
+        raise ConfigError(f"{WHAT} {weights!r}: that is a {whole.model_type} model; {way} `instruction`, name a {kind}")
     config = copy.deepcopy(whole.qformer_config)
     there = {field: getattr(config, name) for name, field in _FIELDS.items()}
     there = {"queries": whole.num_query_tokens, **there, "the features' width": config.encoder_hidden_size}
     here = {**asdict(spec), "the features' width": d_in}
     wrong = [f"{name} is {size} there and {here[name]} here" for name, size in there.items() if size != here[name]]
+    if vocabulary is not None and vocabulary > config.vocab_size:
+        wrong.append(f"the tokenizer has {vocabulary} tokens, and the Q-Former there {config.vocab_size}")
     if wrong:
         raise ConfigError(f"{WHAT} {weights!r} is of other sizes: {'; '.join(wrong)}; set them as they are there")
     return config

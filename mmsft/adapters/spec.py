@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 from torch import nn
 
@@ -31,16 +31,27 @@ class Adapter(Protocol):
     """How features become tokens: subclass it as a frozen dataclass, whose fields YAML can then set.
 
     What learns is in the module that `build` returns; the spec itself is pickled to data workers.
-
-    Attributes:
-        reads_context: its tokens depend on what is asked about the medium, so that questions can't share them.
     """
 
-    reads_context: ClassVar[bool] = False
+    @property
+    def reads_context(self) -> bool:
+        """Whether its tokens depend on what is asked about the medium, so that questions can't share them."""
+        return False
+
+    def context(self, text: str) -> tuple[int, ...]:
+        """Returns as ids what the module reads of what is asked: the text of the turn in which the medium stands.
+
+        Called in data workers, for an adapter that reads it.
+        """
+        return ()
 
     @abstractmethod
     def layout(self, grid: Grid) -> Layout:
-        """Returns what a medium with these features occupies among the tokens."""
+        """Returns what a medium with these features occupies among the tokens.
+
+        Raises:
+            DataError: the adapter can't take such a medium.
+        """
 
     @abstractmethod
     def build(self, d_in: int, d_out: int) -> nn.Module:
@@ -52,5 +63,6 @@ class Adapter(Protocol):
 
         Returns:
             A module called with `Features` (values [N, L, d_in]) and the `Grid` of these media, which gives tokens
-            [N, S, d_out]: as many as `layout` has slots.
+            [N, S, d_out]: as many as `layout` has slots. If it reads what is asked, it is called with the `Context` as
+            well, and with the features of a medium once for each question.
         """

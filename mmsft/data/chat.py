@@ -10,7 +10,7 @@ from mmsft.data import tree
 from mmsft.data.messages import Guard, guard
 from mmsft.data.script import PrefixBroken, Reply, Script
 from mmsft.data.seq2seq import Sides, joined
-from mmsft.data.strand import CONTEXT, Credit, Strand
+from mmsft.data.strand import CONTEXT, Contexts, Credit, Strand
 from mmsft.data.template import ChatTemplate
 from mmsft.data.tokens import Tokenizer
 from mmsft.data.trim import trimmed
@@ -80,6 +80,7 @@ class ChatEncoder:
             ``error``.
         template_kwargs: the recipe's variables for the template; a row's own come on top.
         slots: what a medium occupies among the tokens.
+        contexts: what adapters read of the turns in which media stand.
         data_tokens: added tokens that rows may use, ``decoder.new_tokens``, except for those that the template or the
             tokenizer itself uses; every other one stays text in a row.
         sides: for an encoder–decoder: each learned turn is then a reply to a prompt of its own.
@@ -92,6 +93,7 @@ class ChatEncoder:
     too_long: OverLong = "drop"
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     slots: Callable[[Media], Layout] = no_tower
+    contexts: Contexts = field(default_factory=dict)
     data_tokens: tuple[str, ...] = ()
     sides: Sides | None = None
     _guard: Guard = field(init=False, repr=False)
@@ -101,6 +103,13 @@ class ChatEncoder:
             raise ConfigError(
                 "learn: all learns prompts too, which an encoder-decoder reads and doesn't write; use learn: assistant"
             )
+        if self.contexts and self.learn == "all":
+            raise ConfigError(
+                f"learn: all learns prompts too, which the adapter of towers.{next(iter(self.contexts))} reads before "
+                "they are said; use learn: assistant, or an adapter that doesn't read what is asked"
+            )
+        for read in self.contexts.values():
+            read("")  # what can't be loaded is the config's fault, not a row's
         marker = MARKER if self.learn == "span" else None
         object.__setattr__(self, "_guard", guard(self.tokenizer, marker, self._free()))
 
@@ -191,7 +200,7 @@ class ChatEncoder:
         return Script(conversation, self.template, self._guard, self.template_kwargs)
 
     def _strand(self, script: Script) -> Strand:
-        return Strand(script.messages, self._guard, self.slots)
+        return Strand(script.messages, self._guard, self.slots, self.contexts)
 
     def _learned(self, conversation: Conversation, path: Sequence[int]) -> list[int]:
         turns = conversation.turns

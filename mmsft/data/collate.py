@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from mmsft.modalities.spec import Modality
 from mmsft.types import (
     Batch,
     BatchTargets,
+    Context,
     Encoded,
     Grid,
     Ints,
@@ -27,6 +28,9 @@ from mmsft.types import (
     Stored,
     subtree_ends,
 )
+
+Question: TypeAlias = tuple[Media, tuple[int, ...]]
+"""A medium, and what its adapter reads of what is asked about it."""
 
 
 def collate(
@@ -140,8 +144,10 @@ def _media(
         used = [
             (number, placed) for number, row in enumerate(rows) for placed in row.media if placed.media.modality == name
         ]
-        groups, place = _groups(dict.fromkeys(placed.media for _, placed in used), reader, loaded)
-        uses = tuple(MediaUse(*place[placed.media], count=len(placed.slots), row=row) for row, placed in used)
+        groups, place = groups_of([(placed.media, placed.context) for _, placed in used], reader, loaded)
+        uses = tuple(
+            MediaUse(*place[placed.media, placed.context], count=len(placed.slots), row=row) for row, placed in used
+        )
         slots = np.concatenate([places[row][placed.slots] for row, placed in used])
         batches[name] = MediaBatch(groups, uses, torch.from_numpy(slots), tokens_of(groups, uses))
     return batches
@@ -150,22 +156,46 @@ def _media(
 def tokens_of(groups: Sequence[MediaGroup], uses: Sequence[MediaUse]) -> Tensor:
     """Returns `MediaBatch.tokens`; media of one group give as many tokens each."""
     each = {use.group: use.count for use in uses}
-    starts = [0, *accumulate(len(group.keys) * each[number] for number, group in enumerate(groups))]
+    starts = [0, *accumulate(len(group) * each[number] for number, group in enumerate(groups))]
     return torch.cat([starts[use.group] + use.index * use.count + torch.arange(use.count) for use in uses])
 
 
-def _groups(
-    media: Mapping[Media, None], reader: MediaReader, loaded: Loaded
-) -> tuple[tuple[MediaGroup, ...], dict[Media, tuple[int, int]]]:
-    """Puts media of one grid and one shape together; returns the groups and where each medium is in them."""
-    members: dict[tuple[Grid, tuple[tuple[str, torch.Size], ...]], list[Media]] = {}
-    for medium in media:
-        members.setdefault((reader.grid(medium), _shapes(loaded[medium])), []).append(medium)
+def groups_of(
+    questions: Sequence[Question], reader: MediaReader, loaded: Loaded
+) -> tuple[tuple[MediaGroup, ...], dict[Question, tuple[int, int]]]:
+    """Puts media of one modality together by grid and shape, each once, and each question about one once.
+
+    Args:
+        questions: media, with what their adapter reads of what is asked about them.
+        reader: the model's modalities.
+        loaded: every medium of these.
+
+    Returns:
+        The groups, and for each question its group and where its tokens are among those of the group.
+    """
+    members: dict[tuple[Grid, tuple[tuple[str, torch.Size], ...]], list[Question]] = {}
+    for question in dict.fromkeys(questions):
+        medium = question[0]
+        members.setdefault((reader.grid(medium), _shapes(loaded[medium])), []).append(question)
     groups, place = [], {}
-    for number, ((grid, _), items) in enumerate(members.items()):
-        groups.append(_group(grid, items, reader.modality(items[0]), loaded))
-        place.update({item: (number, index) for index, item in enumerate(items)})
+    for number, ((grid, _), asked) in enumerate(members.items()):
+        media = list(dict.fromkeys(medium for medium, _ in asked))
+        group = _group(grid, media, reader.modality(media[0]), loaded)
+        reads = media[0].modality in reader.contexts
+        groups.append(replace(group, context=_context(asked, media)) if reads else group)
+        place.update({question: (number, index) for index, question in enumerate(asked)})
     return tuple(groups), place
+
+
+def _context(questions: Sequence[Question], media: Sequence[Media]) -> Context:
+    width = max(1, *(len(context) for _, context in questions))
+    ids, mask = np.zeros((len(questions), width), np.int64), np.zeros((len(questions), width), bool)
+    for row, (_, context) in enumerate(questions):
+        ids[row, : len(context)] = context
+        mask[row, : len(context)] = True
+    number = {medium: index for index, medium in enumerate(media)}
+    of = torch.tensor([number[medium] for medium, _ in questions])
+    return Context(torch.from_numpy(ids), torch.from_numpy(mask), of)
 
 
 def _shapes(item: Mapping[str, Tensor] | Kept) -> tuple[tuple[str, torch.Size], ...]:

@@ -276,13 +276,13 @@ class Encoding:
         run: list[Member] = []
         size = 0
         for member in part.members:
-            row = tree.join(member.threads, self.reader.apart)
-            new = len(row) - (tree.shared(run[-1].threads[0], member.threads[0], self.reader.apart) if run else 0)
+            row = tree.join(member.threads)
+            new = len(row) - (tree.shared(run[-1].threads[0], member.threads[0]) if run else 0)
             if run and size + new > most:
                 yield self._part(run)
                 run, size, new = [], 0, len(row)
             if len(row) > most:
-                for index, threads in enumerate(tree.divide(row, most, self.reader.apart)):
+                for index, threads in enumerate(tree.divide(row, most)):
                     yield self._part([Member(member.row, tuple(threads), first=index == 0)])
                 continue
             run.append(member)
@@ -292,7 +292,7 @@ class Encoding:
 
     def _part(self, members: Sequence[Member]) -> Part:
         threads = [thread for member in members for thread in member.threads]
-        return Part(tuple(members), tree.join(threads, self.reader.apart))
+        return Part(tuple(members), tree.join(threads))
 
     def _without(self, part: Part, failed: Mapping[int, Entry]) -> Part | None:
         left = [member for member in part.members if member.row not in failed]

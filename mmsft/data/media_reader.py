@@ -1,6 +1,6 @@
 """Finds how many tokens a medium takes, and loads it: the data side of a model's towers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,9 +63,10 @@ class MediaReader:
             )
         return self.towers[media.modality][0]
 
-    def apart(self, media: Media) -> bool:
-        """Tells whether the medium becomes other tokens for each question about it."""
-        return media.modality in self.towers and self.towers[media.modality][1].reads_context
+    @property
+    def contexts(self) -> Mapping[str, Callable[[str], tuple[int, ...]]]:
+        """What adapters read of what is asked about a medium, by tower, of those that read it."""
+        return {name: adapter.context for name, (_, adapter) in self.towers.items() if adapter.reads_context}
 
     def grid(self, media: Media) -> Grid:
         """Returns the features that the medium gives, from its header."""

@@ -15,7 +15,15 @@ _MOST: Final = 0xFFFD
 _PRIVATE: Final = "[\U000f0000-\U0010ffff]"
 _SPLIT: Final = re.compile(f"({_PRIVATE})")
 
-Piece: TypeAlias = tuple[str, bool] | Media
+
+class Shown(NamedTuple):
+    """A medium in rendered text, and the turn in which it stands."""
+
+    media: Media
+    turn: Turn
+
+
+Piece: TypeAlias = tuple[str, bool] | Shown
 """A stretch of rendered text and whether it is literal (no control token in it is one); or a medium."""
 
 
@@ -95,7 +103,7 @@ class Messages:
         self._guard = guard
         self._literals: dict[str, str] = {}
         self._literal_of: dict[str, str] = {}
-        self._media: dict[str, Media] = {}
+        self._media: dict[str, Shown] = {}
         self._spoken: dict[int, dict[str, Any]] = {}
         self.media_of: dict[int, str] = {}
         self.tools = tuple(self._protected(tool, False) for tool in conversation.tools)
@@ -127,7 +135,7 @@ class Messages:
 
     def shown(self, text: str) -> str:
         """Returns rendered text as its reader would write it."""
-        return "".join(str(piece) if isinstance(piece, Media) else piece[0] for piece in self.pieces(text))
+        return "".join(str(piece.media) if isinstance(piece, Shown) else piece[0] for piece in self.pieces(text))
 
     def _message(self, index: int) -> dict[str, Any]:
         turn = self._conversation.turns[index]
@@ -153,7 +161,7 @@ class Messages:
             written, text = written + self._text(text, speech), ""
             if part is not None:
                 char = self._new(self._media, _MEDIA)
-                self._media[char] = part
+                self._media[char] = Shown(part, turn)
                 written, media = written + char, media + char
         return written, media
 

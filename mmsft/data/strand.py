@@ -1,16 +1,20 @@
 """The tokens of one thread while they are written, piece by piece, each with its weight in the loss."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 
 from mmsft.adapters.spec import Layout, Slots
 from mmsft.data import tree
-from mmsft.data.messages import Guard, Messages
+from mmsft.data.messages import Guard, Messages, Shown
 from mmsft.data.tokens import After
+from mmsft.errors import DataError
 from mmsft.types import Encoded, Ints, Media, Placed, Segment, Targets
+
+Contexts: TypeAlias = Mapping[str, Callable[[str], tuple[int, ...]]]
+"""By modality, for adapters that read what is asked about a medium: what they read of a text, as ids."""
 
 _NO_TURN: Final = -1
 
@@ -53,22 +57,24 @@ class Strand:
         messages: knows what the characters in the text stand for.
         guard: with the tokenizer.
         slots: what a medium occupies.
+        contexts: what is read of the turns in which media stand.
     """
 
-    def __init__(self, messages: Messages, guard: Guard, slots: Callable[[Media], Layout]) -> None:
+    def __init__(self, messages: Messages, guard: Guard, slots: Callable[[Media], Layout], contexts: Contexts) -> None:
         self._messages = messages
         self._guard = guard
         self._slots = slots
+        self._contexts = contexts
         self._waiting: list[_Run] = []
         self._runs: list[_Run] = []
-        self._media: list[tuple[Media, list[_Run]]] = []  # with their slots
+        self._media: list[tuple[Shown, list[_Run]]] = []  # with their slots
         self._after: After = "start"
 
     def write(self, text: str, credit: Credit = CONTEXT, first: Credit | None = None) -> None:
         """Writes a stretch of rendered text; `first` is the credit of its first token where that differs."""
         begin = len(self._runs)
         for piece in self._messages.pieces(text):
-            if isinstance(piece, Media):
+            if isinstance(piece, Shown):
                 self._place(piece)
             else:
                 self._say(*piece, credit)
@@ -99,7 +105,7 @@ class Strand:
             positions=np.arange(len(ids)),
             segments=(Segment(0, len(ids)),),
             targets=self._targets(ids),
-            media=tuple(Placed(media, _places(slots)) for media, slots in self._media),
+            media=tuple(Placed(shown.media, _places(slots), self._asked(shown)) for shown, slots in self._media),
             source=source,
         )
         if not earlier:
@@ -117,10 +123,22 @@ class Strand:
         self._runs.append(run)
         self._after = "text"
 
-    def _place(self, media: Media) -> None:
+    def _asked(self, shown: Shown) -> tuple[int, ...]:
+        """Returns what a medium's adapter reads of the turn that it stands in."""
+        read = self._contexts.get(shown.media.modality)
+        if read is None:
+            return ()
+        if shown.turn.role == "assistant":
+            raise DataError(
+                f"{shown.media} stands in an assistant's turn, and its adapter would read what is still to be said; "
+                "move it into a user's turn, or take an adapter that doesn't read what is asked"
+            )
+        return read(shown.turn.text.strip())
+
+    def _place(self, shown: Shown) -> None:
         """Writes a medium's slots and the text among them, none of it learned."""
         slots: list[_Run] = []
-        for part in self._slots(media):
+        for part in self._slots(shown.media):
             if isinstance(part, Slots):
                 slots.append(_Run(CONTEXT, [0] * part.count))
                 self._runs.append(slots[-1])
@@ -128,7 +146,7 @@ class Strand:
             else:
                 for text, literal in self._guard.split(part.text):
                     self._say(text, literal, CONTEXT)
-        self._media.append((media, slots))
+        self._media.append((shown, slots))
 
     def _targets(self, ids: Ints, known: int = 0) -> Targets:
         """Returns what is learned; of the first `known` tokens only what belongs to a turn."""

@@ -1,7 +1,7 @@
 """Threads joined into a tree of tokens, in which what they share stands once, and taken apart again."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, pairwise
 
@@ -23,22 +23,17 @@ class _Node:
     children: dict[int, "_Node"] = field(default_factory=dict)
 
 
-Apart = Callable[[Media], bool]
-"""Tells whether a medium becomes other tokens in each thread, since its adapter reads what is asked about it."""
-
-
-def join(threads: Sequence[Encoded], apart: Apart = lambda media: False) -> Encoded:
+def join(threads: Sequence[Encoded]) -> Encoded:
     """Joins threads by their longest common prefixes; the targets of all are kept.
 
     A thread that is the beginning of another one disappears in it.
 
     Args:
         threads: chains of one source, at least one.
-        apart: media that threads can't share; they stand below the branch point.
     """
     if len(threads) == 1:
         return threads[0]
-    keys = _keys(threads, apart)
+    keys = _keys(threads)
     root = _Node(-1, 0, 0)
     for index, thread in enumerate(threads):
         _insert(root, keys, index, thread.segments[-1].start)
@@ -61,13 +56,13 @@ def threads(encoded: Encoded) -> list[Encoded]:
     media: list[list[Placed]] = [[] for _ in segments]
     for placed in encoded.media:
         if len(placed.slots):
-            media[bisect_right(starts, placed.slots[0]) - 1].append(Placed(placed.media, depth[placed.slots]))
+            media[bisect_right(starts, placed.slots[0]) - 1].append(replace(placed, slots=depth[placed.slots]))
     return [
         _thread(encoded, _path(segments, leaf), depth, some, media) for leaf, some in zip(leaves, mine, strict=True)
     ]
 
 
-def divide(encoded: Encoded, most: int, apart: Apart = lambda media: False) -> list[list[Encoded]]:
+def divide(encoded: Encoded, most: int) -> list[list[Encoded]]:
     """Divides a tree's threads so that those of each part, joined, have at most so many tokens.
 
     What parts share is in each of them. A thread that is longer is a part of its own.
@@ -78,7 +73,7 @@ def divide(encoded: Encoded, most: int, apart: Apart = lambda media: False) -> l
     size, before = 0, None
     for thread in threads(encoded):
         # Threads come as a walk in depth meets them, so that none before shares more than the last.
-        new = len(thread) - (shared(before, thread, apart) if before else 0)
+        new = len(thread) - (shared(before, thread) if before else 0)
         if before is None or size + new > most:
             parts.append([])
             size, new = 0, len(thread)
@@ -87,32 +82,31 @@ def divide(encoded: Encoded, most: int, apart: Apart = lambda media: False) -> l
     return parts
 
 
-def shared(first: Encoded, second: Encoded, apart: Apart = lambda media: False) -> int:
+def shared(first: Encoded, second: Encoded) -> int:
     """Returns how many tokens two threads begin with in common."""
-    one, other = _keys((first, second), apart)
+    one, other = _keys((first, second))
     return _common(one, other)
 
 
 def prompts(threads: Sequence[Encoded]) -> list[int]:
     """Returns a number for each of an encoder–decoder's threads, the same for replies to one prompt."""
-    return [int(key[0]) for key in _keys(threads, lambda media: False)]
+    return [int(key[0]) for key in _keys(threads)]
 
 
-def _keys(threads: Sequence[Encoded], apart: Apart) -> list[Ints]:
+def _keys(threads: Sequence[Encoded]) -> list[Ints]:
     """Returns each thread's ids, with numbers below 0 at slots: equal for equal places in equal media.
 
-    An encoder sees both ways, so that no part of a prompt is like that of another: a whole prompt has one number. Each
-    reply to it has one of its own, since a decoder's rows share nothing.
+    Media whose adapters read what is asked about them are equal if that is, too; else they stand below the branch
+    point. An encoder sees both ways, so that no part of a prompt is like that of another: a whole prompt has one
+    number. Each reply to it has one of its own, since a decoder's rows share nothing.
     """
-    numbers: dict[tuple[Media, int, int], int] = {}
+    numbers: dict[tuple[Media, int, tuple[int, ...]], int] = {}
     below = -1
     keys = []
-    for index, thread in enumerate(threads):
+    for thread in threads:
         key = thread.input_ids.copy()
         for placed in thread.media:
-            # Prompts of an encoder are shared whole, with the question that such an adapter reads.
-            alone = len(thread.segments) == 1 and apart(placed.media)
-            which = (placed.media, len(placed.slots), index if alone else -1)
+            which = (placed.media, len(placed.slots), placed.context)
             if which not in numbers:
                 numbers[which] = below
                 below -= len(placed.slots)
@@ -171,7 +165,7 @@ def _flat(root: _Node, threads: Sequence[Encoded], keys: list[Ints]) -> Encoded:
     }
     places = [_places(segments, children, key) for key in keys]
     media = [
-        Placed(placed.media, places[node.thread][placed.slots])
+        replace(placed, slots=places[node.thread][placed.slots])
         for node in nodes
         for placed in threads[node.thread].media
         if len(placed.slots) and node.start <= placed.slots[0] < node.end

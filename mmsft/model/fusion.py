@@ -292,7 +292,7 @@ def _features(tower: Tower, name: str, media: MediaBatch, batch: Batch) -> Tenso
     for use in media.uses:
         given = groups[use.group].shape[1]
         if use.count != given:
-            key = media.groups[use.group].keys[use.index]
+            key = media.groups[use.group].key(use.index)
             raise AlignmentError(
                 f"{batch.ids[use.row]}: {key} has {use.count} slots among the tokens, and the {name} tower gives "
                 f"{given} tokens for it; the adapter's layout and its module disagree"

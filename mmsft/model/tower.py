@@ -11,7 +11,7 @@ from mmsft.adapters.spec import Adapter
 from mmsft.errors import DataError
 from mmsft.features import Keeper
 from mmsft.modalities.spec import Encoder, Features, Modality
-from mmsft.types import Grid, MediaGroup, Stored
+from mmsft.types import Context, Grid, MediaGroup, Stored
 
 _ROUNDED_BY_AUTOCAST: Final = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 _WIDEST: Final = 64
@@ -54,17 +54,24 @@ class Tower(nn.Module):
         return any(parameter.requires_grad for parameter in self.parameters())
 
     def forward(self, group: MediaGroup) -> Tensor:
-        """Encodes N distinct media of one shape, unless a store has their features → tokens [N, S, width]."""
-        features = self._encoded(group.tensors) if group.stored is None else self._completed(group.stored)
-        return self._adapted(features, group.grid)
+        """Makes tokens of N distinct media of one grid, each encoded once, unless a store has its features.
 
-    def _adapted(self, features: Features, grid: Grid) -> Tensor:
+        Returns:
+            [N, S, width], or [Q, S, width] where the adapter reads the Q questions about them.
+        """
+        features = self._encoded(group.tensors) if group.stored is None else self._completed(group.stored)
+        if group.context is not None:
+            features = features._replace(values=features.values.index_select(0, group.context.of))
+        return self._adapted(features, group.grid, group.context)
+
+    def _adapted(self, features: Features, grid: Grid, context: Context | None) -> Tensor:
         self.adapter.train(self.training)
         for part in (self.adapter, *self.adapter.children()):
             learns = [parameter.requires_grad for parameter in part.parameters()]
             if learns and not any(learns):
                 part.eval()
-        tokens: Tensor = self.adapter(features, grid)
+        asked = () if context is None else (context,)
+        tokens: Tensor = self.adapter(features, grid, *asked)
         return tokens
 
     def _completed(self, stored: Stored) -> Features:
@@ -92,7 +99,11 @@ class Tower(nn.Module):
             # What the adapter makes of it is multiplied by 0, so that any grid of as many features does.
             rows = (side for side in range(1, count + 1) if count % side == 0)
             grid = _taken(self.adapter_spec, (Grid(1, side, count // side) for side in rows))
-        return self._adapted(features, grid).float().sum() * 0
+        context = None
+        if self.adapter_spec.reads_context:
+            one = torch.zeros(1, 1, dtype=torch.int64, device=like.device)
+            context = Context(ids=one, mask=one == 0, of=one[0])
+        return self._adapted(features, grid, context).float().sum() * 0
 
     def _encoded(self, tensors: Mapping[str, Tensor]) -> Features:
         learns = any(parameter.requires_grad for parameter in self.encoder.parameters())

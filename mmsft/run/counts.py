@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from mmsft.data.chat import MARKER, ChatEncoder
-from mmsft.data.collate import collate, pack
+from mmsft.data.collate import Question, collate, groups_of, pack
 from mmsft.data.media_reader import Loaded, MediaReader
 from mmsft.data.prefix import lay_out
 from mmsft.model.fusion import MultimodalModel
 from mmsft.model.modes import evaluating
 from mmsft.model.tower import Tower
 from mmsft.run.invariance import Check, distance
-from mmsft.types import PREVIOUS, Batch, Conversation, Encoded, Ints, Media, MediaGroup
+from mmsft.types import PREVIOUS, Batch, Conversation, Encoded, Ints
 
 
 def equal(what: str, reference: int, variant: int) -> Check:
@@ -184,14 +184,15 @@ def towers(model: MultimodalModel, reader: MediaReader, loaded: Loaded, rows: Se
         places = lay_out(rows).places if model.packs else _places(rows, embedded.shape[1])
         for name, count in encoded.items():
             used = [
-                (placed.media, place[placed.slots])
+                ((placed.media, placed.context), place[placed.slots])
                 for row, place in zip(rows, places, strict=True)
                 for placed in row.media
                 if placed.media.modality == name
             ]
-            own = {medium: _alone(_tower(model, name), reader, medium, device) for medium, _ in used}
-            yield equal(f"distinct {name} media, and those encoded", len(own), count)
-            expected = torch.cat([own[medium] for medium, _ in used])
+            own = {question: _alone(_tower(model, name), reader, question, device) for question, _ in used}
+            distinct = {medium for medium, _ in own}
+            yield equal(f"distinct {name} media, and those encoded", len(distinct), count)
+            expected = torch.cat([own[question] for question, _ in used])
             filled = embedded.flatten(0, 1)[torch.from_numpy(np.concatenate([slots for _, slots in used])).to(device)]
             bound = 1e-5 if filled.dtype == torch.float32 else 2e-2
             norms = float(expected.norm()), float(filled.norm())
@@ -228,9 +229,9 @@ def _counting(encoded: dict[str, int], name: str) -> Any:
     return note
 
 
-def _alone(tower: Tower, reader: MediaReader, medium: Media, device: torch.device) -> Tensor:
-    """Returns the tokens [S, D] of a medium that is read and encoded by itself."""
-    tensors = reader.modality(medium).collate([reader.load(medium)])
-    moved = {name: tensor.to(device) for name, tensor in tensors.items()}
-    tokens: Tensor = tower(MediaGroup(moved, reader.grid(medium), (medium,)))[0]
+def _alone(tower: Tower, reader: MediaReader, question: Question, device: torch.device) -> Tensor:
+    """Returns the tokens [S, D] of a medium that is read, encoded and asked about by itself."""
+    medium, _ = question
+    [group], _ = groups_of([question], reader, {medium: reader.load(medium)})
+    tokens: Tensor = tower(group.map(lambda tensor: tensor.to(device)))[0]
     return tokens

@@ -80,6 +80,7 @@ class Run:
             learn=recipe.learn,
             template_kwargs=recipe.template_kwargs,
             slots=self.reader.layout,
+            contexts=self.reader.contexts,
             length=recipe.length,
             too_long=recipe.too_long,
             data_tokens=self.config.model.decoder.new_tokens,

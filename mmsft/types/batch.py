@@ -29,6 +29,21 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
+class Context:
+    """What is asked about a group's media, for an adapter that reads it: each question makes tokens of its own.
+
+    Attributes:
+        ids: [Q, T] int64, what `Adapter.context` gave, padded at the right.
+        mask: [Q, T] bool, False at padding.
+        of: [Q] the group's medium that each is about.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    of: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class MediaGroup:
     """Distinct media of one modality and, unless a store is used, one shape.
 
@@ -37,17 +52,37 @@ class MediaGroup:
         grid: the features that each of them gives.
         keys: [N] the media, for errors.
         stored: what a store of features knows of them; None = there is none.
+        context: what is asked about them; None = their adapter doesn't read it.
     """
 
     tensors: Mapping[str, Tensor]
     grid: Grid
     keys: tuple[Media, ...]
     stored: Stored | None = None
+    context: Context | None = None
+
+    def __len__(self) -> int:
+        """Returns how often the adapter makes tokens: once a medium, or once a question about one."""
+        return len(self.keys) if self.context is None else len(self.context.of)
+
+    def key(self, index: int) -> Media:
+        """Returns of which medium the tokens at `index` are."""
+        return self.keys[index if self.context is None else int(self.context.of[index])]
+
+    def map(self, move: Callable[[Tensor], Tensor]) -> "MediaGroup":
+        """Returns the group with `move` applied to each tensor."""
+        asked = self.context
+        return replace(
+            self,
+            tensors=_map_all(self.tensors, move),
+            stored=self.stored and _map_stored(self.stored, move),
+            context=asked and Context(move(asked.ids), move(asked.mask), move(asked.of)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class MediaUse:
-    """One appearance of a medium in a row: item `index` of group `group` fills the next `count` slots."""
+    """One appearance of a medium in a row: the tokens at `index` of group `group` fill the next `count` slots."""
 
     group: int
     index: int
@@ -57,7 +92,7 @@ class MediaUse:
 
 @dataclass(frozen=True, slots=True)
 class MediaBatch:
-    """All media of one modality in a batch; a medium that appears twice is there once.
+    """All media of one modality in a batch; a medium that appears twice is there once, and so is a question about it.
 
     Attributes:
         groups: the distinct media.
@@ -164,10 +199,7 @@ class Batch:
 
 
 def _map_media(media: MediaBatch, move: Callable[[Tensor], Tensor]) -> MediaBatch:
-    groups = tuple(
-        replace(group, tensors=_map_all(group.tensors, move), stored=group.stored and _map_stored(group.stored, move))
-        for group in media.groups
-    )
+    groups = tuple(group.map(move) for group in media.groups)
     return MediaBatch(groups, media.uses, move(media.slots), move(media.tokens))
 
 

@@ -52,10 +52,12 @@ class Placed:
     Attributes:
         media: what to load.
         slots: [S] token indices, in the order of the features.
+        context: what its adapter reads of what is asked about it, as ids; empty if it reads nothing.
     """
 
     media: Media
     slots: Ints
+    context: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ import mmsft
 from mmsft.adapters.spec import Layout
 from mmsft.config import StageConfig
 from mmsft.data.chat import ChatEncoder
-from mmsft.data.messages import guard
+from mmsft.data.messages import Shown, guard
 from mmsft.data.script import Script
 from mmsft.data.token_store import TokenStore
 from mmsft.noise import quiet_libraries
@@ -195,7 +195,7 @@ def written(encoder: ChatEncoder, conversation: Conversation) -> str:
     """Returns the text that the template makes of a dialogue, media left out."""
     script = Script(conversation, encoder.template, guard(encoder.tokenizer), encoder.template_kwargs)
     pieces = script.messages.pieces(script.render(conversation.threads()[0]))
-    return "".join(piece[0] for piece in pieces if not isinstance(piece, Media))
+    return "".join(piece[0] for piece in pieces if not isinstance(piece, Shown))
 
 
 def seconds(side: Side, rows: Sequence[Conversation], texts: list[str]) -> float:

@@ -8,14 +8,28 @@ from mmsft.types import Encoded, Media, Placed, Segment, Targets
 
 
 def chain(
-    blocks: Sequence[int | Media], learned: slice = slice(1, None), slots: int = 3, name: str = "r:1", source: int = 0
+    blocks: Sequence[int | Media],
+    learned: slice = slice(1, None),
+    slots: int = 3,
+    name: str = "r:1",
+    source: int = 0,
+    asked: Sequence[int] = (),
 ) -> Encoded:
-    """Encodes a thread: a block is a token, or a picture, which takes some slots; slots are never learned."""
+    """Encodes a thread: a block is a token, or a picture, which takes some slots; slots are never learned.
+
+    Args:
+        blocks: of the thread.
+        learned: which of its tokens.
+        slots: of a picture.
+        name: of the row.
+        source: of the row.
+        asked: what the pictures' adapter reads.
+    """
     ids: list[int] = []
     media = []
     for block in blocks:
         if isinstance(block, Media):
-            media.append(Placed(block, np.arange(len(ids), len(ids) + slots)))
+            media.append(Placed(block, np.arange(len(ids), len(ids) + slots), tuple(asked)))
             ids += [0] * slots
         else:
             ids.append(block)

@@ -1,3 +1,4 @@
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from mmsft.adapters import Linear
 from mmsft.data.collate import collate
-from mmsft.data.media_reader import MediaReader
+from mmsft.data.media_reader import Loaded, MediaReader
 from mmsft.modalities import Clip
 from mmsft.types import Encoded, Media, Placed, Segment, Targets
 from tests.makers import picture
@@ -21,6 +22,15 @@ def thread(number: int, length: int, slots: dict[Media, list[int]] | None = None
     targets = Targets(learned, np.array([100 + number]), np.array([0.5], np.float32))
     ids = np.arange(length) + 10 * number
     return Encoded(f"a.jsonl:{number}", ids, np.arange(length), (Segment(0, length),), targets, placed, number)
+
+
+@dataclass(frozen=True)
+class Reading(Linear):
+    """An adapter that reads what is asked."""
+
+    @property
+    def reads_context(self) -> bool:
+        return True
 
 
 @pytest.fixture
@@ -39,6 +49,34 @@ def test_targets_stay_with_their_tokens_on_either_side(
     assert batch.targets.source.tolist() == [1, 2]
     assert batch.mask.sum(1).tolist() == [5, 3]
     assert batch.positions[1][batch.mask[1]].tolist() == [0, 1, 2]
+
+
+def test_of_a_medium_that_is_asked_about_in_two_ways_each_question_is_there_once(
+    reader: MediaReader, tmp_path: Path
+) -> None:
+    red, blue = (Media("image", str(picture(tmp_path / f"{name}.png", name))) for name in ("red", "blue"))
+    asked = [(red, (7, 8, 9)), (blue, (7,)), (red, (5,)), (red, (7, 8, 9)), (blue, ())]
+    threads = [
+        replace(thread(number, 6), media=(Placed(medium, np.arange(1, 5), context),))
+        for number, (medium, context) in enumerate(asked)
+    ]
+    reading = MediaReader({"image": (reader.towers["image"][0], Reading())})
+    loaded: Loaded = {medium: reading.load(medium) for medium in (red, blue)}
+    media = collate(threads, reading, loaded).media["image"]
+    [group] = media.groups
+    assert group.keys == (red, blue)
+    assert group.tensors["pixels"].shape[0] == 2
+    assert group.context is not None
+    assert group.context.of.tolist() == [0, 1, 0, 1]
+    assert [row[mask].tolist() for row, mask in zip(group.context.ids, group.context.mask, strict=True)] == [
+        [7, 8, 9],
+        [7],
+        [5],
+        [],
+    ]
+    assert [use.index for use in media.uses] == [0, 1, 2, 0, 3]
+    assert [group.key(use.index) for use in media.uses] == [red, blue, red, red, blue]
+    assert media.tokens.view(5, 4)[:, 0].tolist() == [0, 4, 8, 0, 12]
 
 
 def test_a_medium_that_appears_twice_is_there_once(reader: MediaReader, tmp_path: Path) -> None:

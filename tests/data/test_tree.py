@@ -1,7 +1,6 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -84,60 +83,63 @@ def test_a_chain_stays_what_it_is() -> None:
     assert join([line]) is line
 
 
-def below(media: Media) -> bool:
-    """The adapter of the first picture reads what is asked about it."""
-    return media == PICTURES[0]
+ASKED = st.lists(st.tuples(BLOCKS, st.sampled_from([(), (1,), (1, 2)])), min_size=1, max_size=6)
+"""Threads, and what their pictures' adapter reads."""
 
 
-@given(st.lists(BLOCKS, min_size=1, max_size=5))
-def test_a_medium_whose_adapter_reads_the_question_is_never_shared(blocks: list[list[int | Media]]) -> None:
-    chains = [chain(line) for line in blocks]
-    tree = join(chains, below)
-    assert sorted(map(str, map(said, threads(tree)))) == sorted(map(str, map(said, kept(chains, below))))
-    asked = [placed for placed in tree.media if below(placed.media)]
-    assert len(asked) == sum(below(placed.media) for line in kept(chains, below) for placed in line.media)
-    one_slot_each = [slot for placed in tree.media for slot in placed.slots.tolist()]
-    assert len(set(one_slot_each)) == len(one_slot_each)
+def asking(lines: Sequence[tuple[list[int | Media], tuple[int, ...]]]) -> list[Encoded]:
+    return [chain(line, asked=asked) for line, asked in lines]
 
 
-def kept(chains: Sequence[Encoded], apart: Any) -> list[Encoded]:
-    """Returns the threads that aren't the beginning of another, and of equal ones the first."""
-    return [
-        line
-        for i, line in enumerate(chains)
-        if not any(
-            shared(line, other, apart) == len(line) and (len(line) < len(other) or j < i)
-            for j, other in enumerate(chains)
-            if j != i
-        )
-    ]
+def said_and_asked(encoded: Encoded) -> str:
+    return str((said(encoded), [placed.context for placed in encoded.media]))
 
 
-def test_such_a_medium_stands_below_the_branch_point() -> None:
-    one, other = chain([1, 2, PICTURES[0], 3]), chain([1, 2, PICTURES[0], 4])
-    assert shared(one, other) == 5
-    assert shared(one, other, below) == 2
-    assert [(s.start, s.end, s.parent) for s in join([one, other], below).segments] == [
+@given(ASKED)
+def test_of_media_whose_adapter_reads_the_question_those_with_one_question_are_shared(
+    lines: list[tuple[list[int | Media], tuple[int, ...]]],
+) -> None:
+    chains = asking(lines)
+    tree = join(chains)
+    kept = {said_and_asked(line) for line in chains if not any(_begins(line, other) for other in chains)}
+    assert {said_and_asked(thread) for thread in threads(tree)} == kept
+    starts = {
+        str((line[: at + 1], asked))
+        for line, asked in lines
+        for at, block in enumerate(line)
+        if isinstance(block, Media)
+    }
+    # Where nothing is asked before a picture, threads of other questions share what comes before it.
+    assert len(tree.media) == len(starts)
+
+
+def test_a_medium_stands_below_the_branch_point_if_other_things_are_asked_about_it() -> None:
+    line: list[int | Media] = [1, 2, PICTURES[0], 3]
+    one, same, other = (chain([*line, 4 + n], asked=asked) for n, asked in enumerate([(7, 8), (7, 8), (7, 9)]))
+    assert shared(one, same) == 6
+    assert shared(one, other) == 2
+    assert [(s.start, s.end, s.parent) for s in join([one, same, other]).segments] == [
         (0, 2, -1),
         (2, 6, 0),
-        (6, 10, 0),
+        (6, 7, 1),
+        (7, 8, 1),
+        (8, 13, 0),
     ]
 
 
-@given(st.lists(BLOCKS, min_size=1, max_size=6), st.integers(1, 30), st.booleans())
+@given(ASKED, st.integers(1, 30))
 def test_parts_of_a_divided_tree_hold_its_threads_and_targets_and_are_no_larger(
-    blocks: list[list[int | Media]], most: int, asks: bool
+    lines: list[tuple[list[int | Media], tuple[int, ...]]], most: int
 ) -> None:
-    apart = below if asks else (lambda media: False)
-    tree = join([chain(line) for line in blocks], apart)
-    parts = divide(tree, most, apart)
+    tree = join(asking(lines))
+    parts = divide(tree, most)
     together = [thread for part in parts for thread in part]
-    assert list(map(said, together)) == list(map(said, threads(tree)))
+    assert list(map(said_and_asked, together)) == list(map(said_and_asked, threads(tree)))
     assert sorted(pair for thread in together for pair in learned(thread, thread.positions)) == learned(
         tree, tree.positions
     )
     for part in parts:
-        assert len(part) == 1 or len(join(part, apart)) <= most
+        assert len(part) == 1 or len(join(part)) <= most
 
 
 def test_a_tree_is_called_by_the_rows_in_it() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from mmsft.adapters import Linear, Mlp2xGelu, adapter_spec
+from mmsft.adapters import Linear, Mlp2xGelu, QFormer, adapter_spec
 from mmsft.config import GroupConfig
 from mmsft.errors import ConfigError, DataError
 from mmsft.modalities import Clip
@@ -14,6 +14,7 @@ from mmsft.model.names import named_parameters
 from mmsft.model.tower import Tower
 from mmsft.train.optim import select
 from mmsft.types import Grid, Media, MediaGroup
+from tests.model.blip import bert
 from tests.model.tiny import clip_folder, llama, model_with_tower
 
 
@@ -61,6 +62,14 @@ def test_without_a_medium_an_adapter_of_squares_has_a_gradient_of_zero(tmp_path:
     zero = tower.untouched()
     zero.backward()
     assert zero == 0
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in tower.parameters())
+
+
+def test_without_a_medium_an_adapter_that_reads_what_is_asked_has_a_gradient_of_zero(tmp_path: Path) -> None:
+    sizes = {"queries": 2, "layers": 2, "heads": 2, "width": 8, "inner": 8}
+    spec = QFormer(**sizes, instruction=8, tokenizer=str(bert(tmp_path / "bert")))  # type: ignore[arg-type]
+    tower = Tower(Clip(str(clip_folder(tmp_path / "clip"))), spec, 16)
+    tower.untouched().backward()
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in tower.parameters())
 
 
