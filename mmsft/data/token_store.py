@@ -182,14 +182,16 @@ def _code() -> str:
 
 
 def entry_of(encoded: Encoded, encoder: ChatEncoder) -> bytes | None:
-    """Returns an encoded row as bytes; None where one of its media is no file, which would be kept twice, or can't be.
+    """Returns an encoded row as bytes; None where one of its media is no file, which would be kept twice, or has
+    an adapter that reads what is asked, in a tokenizer's ids of its own.
 
     Args:
         encoded: the row.
         encoder: its.
     """
-    if any(isinstance(placed.media.ref, bytes) or not _written(placed.media.options) for placed in encoded.media):
-        return None
+    for medium in (placed.media for placed in encoded.media):
+        if isinstance(medium.ref, bytes) or medium.modality in encoder.contexts or not _written(medium.options):
+            return None
     media = [
         (placed.media.modality, placed.media.ref, placed.media.options, _occupied(encoder, placed.media))
         for placed in encoded.media
@@ -259,8 +261,9 @@ def _written(options: Iterable[tuple[str, Any]]) -> bool:
 
 
 def _occupied(encoder: ChatEncoder, media: Media) -> str:
-    """Returns what a medium occupies, in brief."""
-    return hashlib.blake2b(repr(encoder.slots(media)).encode(), digest_size=8).hexdigest()
+    """Returns in brief what a medium occupies, and whether its adapter reads what is asked."""
+    told = (encoder.slots(media), media.modality in encoder.contexts)
+    return hashlib.blake2b(repr(told).encode(), digest_size=8).hexdigest()
 
 
 def key_of(*parts: Any) -> bytes:

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from mmsft.data import token_store
 from mmsft.data.chat import ChatEncoder
 from mmsft.data.ledger import Entry
 from mmsft.data.seq2seq import Sides
-from mmsft.data.token_store import TokenStore, entry_of
+from mmsft.data.token_store import TokenStore, encoded_of, entry_of
 from mmsft.run import Run
-from mmsft.types import Encoded
+from mmsft.types import Encoded, Media, Placed, Segment, Targets
 from tests.makers import Lab, finish, losses, write_rows
 
 Make = Callable[..., Run]
@@ -197,6 +197,30 @@ def test_media_of_bytes_are_not_kept(lab: Lab) -> None:
     encoder = run.encoder(run.config.stages[0].recipe)
     assert entry_of(with_picture, encoder) is not None
     assert entry_of(inline, encoder) is None
+
+
+def test_the_store_knows_all_that_a_row_has() -> None:
+    known = {
+        Encoded: "id input_ids positions segments targets media source note left_out rows",
+        Placed: "media slots context",
+        Targets: "position token weight",
+        Segment: "start end parent",
+        Media: "modality ref options",
+    }
+    for kind, names in known.items():
+        assert [one.name for one in fields(kind)] == names.split(), f"let entry_of and encoded_of keep it: {kind}"
+
+
+def test_a_medium_of_which_an_adapter_reads_what_is_asked_is_not_kept(lab: Lab) -> None:
+    run = lab.run("a", [lab.stage()])
+    found = next(one for one in read(run) if isinstance(one, Encoded) and one.media)
+    encoder = run.encoder(run.config.stages[0].recipe)
+    entry = entry_of(found, encoder)
+    assert entry is not None
+    reads = replace(encoder, contexts={"image": lambda text: (1,)})
+    assert entry_of(found, reads) is None
+    assert encoded_of(entry, "a", 0, encoder) is not None
+    assert encoded_of(entry, "a", 0, reads) is None
 
 
 def database(lab: Lab) -> Path:
