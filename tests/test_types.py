@@ -84,6 +84,14 @@ def test_a_grid_counts_its_features() -> None:
     assert Grid(2, 3, 4).count == 24
 
 
+@pytest.mark.parametrize(("side", "shape"), [(1, (2, 7, 5)), (2, (2, 4, 3)), (3, (2, 3, 2)), (9, (2, 1, 1))])
+def test_an_averaged_grid_knows_the_one_that_the_encoder_gives(side: int, shape: tuple[int, int, int]) -> None:
+    whole = Grid(2, 7, 5)
+    small = whole.averaged(side)
+    assert (small.t, small.h, small.w) == shape
+    assert small.whole == whole.whole == whole
+
+
 def test_map_reaches_every_tensor_of_a_batch() -> None:
     whole = torch.zeros(1, 2, dtype=torch.int64)
     flat = torch.zeros(1, dtype=torch.int64)

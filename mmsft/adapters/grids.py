@@ -33,11 +33,6 @@ def over_squares_grid(grid: Grid, square: int) -> Grid:
     return Grid(grid.t, -(-grid.h // square), -(-grid.w // square))
 
 
-def to_side(x_NLD: Tensor, grid: Grid, side: int) -> Tensor:
-    """Averages each frame to `side` × `side` features."""
-    return _features(F.adaptive_avg_pool2d(_frames(x_NLD, grid), side), grid)
-
-
 def side_by_side(x_NLD: Tensor, grid: Grid, square: int) -> Tensor:
     """Makes one feature [square² · D] of each square of a frame (space to depth, also called pixel shuffle).
 

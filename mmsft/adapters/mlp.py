@@ -22,7 +22,8 @@ class Linear(Adapter):
 
     Attributes:
         time: averages so many neighbouring frames first; the last ones may be fewer. None = all frames.
-        pool: averages the grid of each frame to `pool` × `pool` features first; None = all features.
+        pool: averages the grid of each frame to `pool` × `pool` features first, or to as many as it has where these are
+            fewer; None = all features.
         stride: averages squares of `stride` × `stride` features in place of `pool`; those at the edges may be smaller.
         shuffle: makes one feature of each square of `shuffle` × `shuffle` features side by side, in place of `pool`.
         norm: normalises the features (LayerNorm) first, for towers whose features lie far from unit scale.
@@ -66,7 +67,7 @@ class Linear(Adapter):
         if self.time is not None:
             grid = grids.over_time_grid(grid, self.time)
         if self.pool is not None:
-            return Grid(grid.t, self.pool, self.pool)
+            return Grid(grid.t, min(grid.h, self.pool), min(grid.w, self.pool))
         if self.stride is not None:
             return grids.over_squares_grid(grid, self.stride)
         return grid if self.shuffle is None else grids.side_by_side_grid(grid, self.shuffle)
@@ -135,7 +136,7 @@ class Projector(nn.Module):
         if spec.time is not None:
             x_NLD, grid = grids.over_time(x_NLD, grid, spec.time), grids.over_time_grid(grid, spec.time)
         if spec.pool is not None:
-            return grids.to_side(x_NLD, grid, spec.pool)
+            return Features(x_NLD).averaged(grid, Grid(grid.t, min(grid.h, spec.pool), min(grid.w, spec.pool))).values
         if spec.stride is not None:
             return grids.over_squares(x_NLD, grid, spec.stride)
         return x_NLD if spec.shuffle is None else grids.side_by_side(x_NLD, grid, spec.shuffle)

@@ -27,6 +27,11 @@ Layout: TypeAlias = tuple[Slots | Literal, ...]
 """What a medium occupies among the tokens, in order; the slots of all its `Slots` together are its S tokens."""
 
 
+def slots_of(layout: Layout) -> int:
+    """Returns how many of the adapter's tokens a medium takes."""
+    return sum(part.count for part in layout if isinstance(part, Slots))
+
+
 class Adapter(Protocol):
     """How features become tokens: subclass it as a frozen dataclass, whose fields YAML can then set.
 

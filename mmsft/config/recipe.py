@@ -213,7 +213,8 @@ class RecipeConfig(Strict):
         learn: ``assistant`` turns, the last of them (``completion``), ``all`` text, or the ``span`` after ``<answer>``.
         length: most tokens of a thread.
         too_long: what becomes of a longer one: ``drop`` it; ``trim`` its last turns, so that as many answers as fit
-            stay, each with all that comes before it; or stop with an ``error``. The ledger names each.
+            stay, each with all that comes before it; ``shrink`` its media to fewer tokens, the largest first, until it
+            fits, and drop it where it can't; or stop with an ``error``. The ledger names each.
         validation: which rows are held out.
         budget: part of the rows that may be lost before the run stops.
         template_kwargs: variables for the template, e.g. ``enable_thinking``.
@@ -231,7 +232,7 @@ class RecipeConfig(Strict):
     template: str = "auto"
     learn: Literal["assistant", "completion", "all", "span"] = "assistant"
     length: int = Field(default=2048, ge=2)
-    too_long: Literal["drop", "trim", "error"] = "drop"
+    too_long: Literal["drop", "trim", "shrink", "error"] = "drop"
     validation: ValidationConfig | None = None
     budget: Fraction = 0.01
     template_kwargs: dict[str, Any] = Field(default_factory=dict)

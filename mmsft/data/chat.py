@@ -5,20 +5,20 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, Literal, NamedTuple, ParamSpec, TypeAlias, TypeVar
 
-from mmsft.adapters.spec import Layout
+from mmsft.adapters.spec import Layout, slots_of
 from mmsft.data import tree
+from mmsft.data.fit import Fitted, Limits, OverLong, TooLong
+from mmsft.data.media_reader import Reading
 from mmsft.data.messages import Guard, guard
 from mmsft.data.script import PrefixBroken, Reply, Script
 from mmsft.data.seq2seq import Sides, joined
 from mmsft.data.strand import CONTEXT, Contexts, Credit, Strand
 from mmsft.data.template import ChatTemplate
 from mmsft.data.tokens import Tokenizer
-from mmsft.data.trim import trimmed
-from mmsft.errors import ConfigError, DataError, LeftOut, MmsftError
+from mmsft.errors import ConfigError, DataError, LeftOut
 from mmsft.types import Conversation, Encoded, Media, Text, Turn
 
 Learn: TypeAlias = Literal["assistant", "completion", "all", "span"]
-OverLong: TypeAlias = Literal["trim", "drop", "error"]
 
 MARKER: Final = "<answer>"
 """With ``learn: span``, an assistant's turn is learned from behind this."""
@@ -44,16 +44,6 @@ class _Draft(NamedTuple):
     note: str
 
 
-class TooLong(LeftOut):
-    """A thread has more tokens than the recipe's `length`."""
-
-
-class Unfit(MmsftError):
-    """A thread has more tokens than the recipe's `length`, and the recipe says that none may."""
-
-    exit_code = 2
-
-
 class NothingToLearn(LeftOut):
     """No turn of the conversation is learned."""
 
@@ -67,6 +57,11 @@ def no_tower(media: Media) -> Layout:
     raise DataError(f"{media}: the model has no tower {media.modality!r}; add it under model.towers")
 
 
+def no_readings(media: Media) -> Sequence[Reading]:
+    """The `readings` of a model without towers; as of `no_tower`."""
+    return (Reading(media, slots_of(no_tower(media))),)
+
+
 @dataclass(frozen=True)
 class ChatEncoder:
     """Encodes conversations for one tokenizer, template and way to learn; picklable.
@@ -76,11 +71,12 @@ class ChatEncoder:
         template: how conversations are written.
         learn: the ``assistant``'s turns, its last one (``completion``), ``all`` text, or the ``span`` behind `MARKER`.
         length: most tokens of a thread.
-        too_long: what becomes of a thread that is longer: ``trim`` its last turns, ``drop`` it, or stop with an
-            ``error``.
+        too_long: what becomes of a thread that is longer: ``trim`` its last turns, ``shrink`` its media, ``drop`` it,
+            or stop with an ``error``.
         template_kwargs: the recipe's variables for the template; a row's own come on top.
         slots: what a medium occupies among the tokens.
         contexts: what adapters read of the turns in which media stand.
+        readings: how a medium can be read, as it is first, then to fewer and fewer tokens.
         data_tokens: added tokens that rows may use, ``decoder.new_tokens``, except for those that the template or the
             tokenizer itself uses; every other one stays text in a row.
         sides: for an encoder–decoder: each learned turn is then a reply to a prompt of its own.
@@ -94,6 +90,7 @@ class ChatEncoder:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     slots: Callable[[Media], Layout] = no_tower
     contexts: Contexts = field(default_factory=dict)
+    readings: Callable[[Media], Sequence[Reading]] = no_readings
     data_tokens: tuple[str, ...] = ()
     sides: Sides | None = None
     _guard: Guard = field(init=False, repr=False)
@@ -116,8 +113,8 @@ class ChatEncoder:
     def encode(self, conversation: Conversation, source: int = 0) -> Encoded:
         """Returns the conversation's tokens and what is learned of them, each turn in the first thread that has it.
 
-        Of several threads those that have more than `length` tokens are left out, or lose their last turns with
-        ``too_long: trim``, and the row's note says so.
+        Of several threads those that have more than `length` tokens are left out, lose their last turns with
+        ``too_long: trim``, or have their media read smaller with ``shrink``, and the row's note says so.
 
         Raises:
             Unfit: a thread has more than `length` tokens, with ``too_long: error``.
@@ -149,9 +146,18 @@ class ChatEncoder:
     def prompt(self, conversation: Conversation) -> Encoded:
         """Returns the conversation up to where the assistant begins to speak, for inference; nothing is learned.
 
+        With ``too_long: shrink`` its media are read smaller where it is too long, as in training.
+
         Raises:
             DataError: the conversation has several threads, or as with `encode`.
         """
+        encoded = self._prompt(conversation)
+        if len(encoded) > self.length and self.too_long == "shrink":
+            limits = Limits(self.length, lambda chain: len(self._prompt(chain)), self.readings)
+            encoded = self._prompt(limits.shrunk(conversation, conversation.threads()).conversation)
+        return self._fitting(encoded)
+
+    def _prompt(self, conversation: Conversation) -> Encoded:
         paths = conversation.threads()
         if len(paths) > 1:
             raise DataError(f"{conversation.id}: {len(paths)} threads; a prompt is one thread")
@@ -161,11 +167,11 @@ class ChatEncoder:
         strand = self._strand(script)
         if not self.sides:
             strand.write(text)
-            return self._fitting(strand.encoded(conversation.id))
+            return strand.encoded(conversation.id)
         reply = self._strand(script)
         self.sides.ask(strand, text)
         self.sides.begin(reply)
-        return self._fitting(joined(strand.encoded(conversation.id), reply.encoded(conversation.id)))
+        return joined(strand.encoded(conversation.id), reply.encoded(conversation.id))
 
     @cached_property
     def stop_ids(self) -> tuple[int, ...]:
@@ -270,19 +276,16 @@ class ChatEncoder:
     def _finished(self, draft: _Draft, source: int) -> Encoded:
         id = draft.conversation.id
         threads, long = self._encoded(draft, source)
-        notes: list[str] = []
-        cut = 0
-        if long and self.too_long == "error":
-            raise Unfit(f"{next(iter(long.values()))}, or set too_long to trim or drop")
-        if long and self.too_long == "trim":
-            whole = draft.conversation
-            kept = trimmed(whole, {thread.path: thread.turns for thread in long}, self._fits)
-            cut = len(whole.turns) - len(kept.turns)
-            if cut:
-                notes = [f"its last turns are left out, {cut} of {len(whole.turns)}: {next(iter(long.values()))}"]
-                draft = self._draft(kept)
-                threads, long = self._encoded(draft, source)
-        left_out = dict(long)
+        fitted = Fitted(draft.conversation)
+        if long:
+            limits = Limits(self.length, self._longest, self.readings)
+            turns = {thread.path: thread.turns for thread in long}
+            fitted = limits.fitted(draft.conversation, turns, self.too_long, next(iter(long.values())))
+        if fitted.note:
+            draft = self._draft(fitted.conversation)
+            threads, long = self._encoded(draft, source)
+        notes = [fitted.note] if fitted.note else []
+        left_out = {thread: fitted.explained(thread.path, error) for thread, error in long.items()}
         while long:
             # What stood in a thread that is too long may be learned in another one.
             draft = self._draft(draft.conversation, left_out)
@@ -297,10 +300,13 @@ class ChatEncoder:
             count = f"{len(left_out)} of {len(left_out) + len(threads)} threads too long, the others are learned from"
             notes.append(f"{count}; the first: {next(iter(left_out.values()))}")
         encoded = tree.join(threads)
-        return replace(encoded, note="; ".join(notes), left_out=len(left_out) + cut) if notes else encoded
+        left = len(left_out) + fitted.cut
+        return replace(encoded, note="; ".join(notes), left_out=left, shrunk=fitted.shrunk) if notes else encoded
 
-    def _fits(self, conversation: Conversation) -> bool:
-        return not self._encoded(self._draft(conversation), 0)[1]
+    def _longest(self, conversation: Conversation) -> int:
+        """Returns the tokens of a conversation's longest thread."""
+        threads = self._draft(conversation).threads.values()
+        return max((sum(len(strand.encoded(conversation.id)) for strand in strands) for strands in threads), default=0)
 
     def _encoded(self, draft: _Draft, source: int) -> tuple[list[Encoded], dict[_Thread, TooLong]]:
         """Returns a draft's threads as tokens, and those that are too long."""

@@ -75,7 +75,7 @@ class Work:
     Attributes:
         micro: micro-batches.
         used: rows that are learned from.
-        trimmed: those of them of which something is too long and left out.
+        trimmed: those of them of which something is too long, and left out or read smaller.
         entries: lines for the ledger: rows that can't be, and how rows are used otherwise than one would think.
         tokens: that the model reads, padding not counted.
         spared: tokens that it needn't read, since rows share them.
@@ -188,9 +188,9 @@ class Encoding:
                 work.entries.append(failed[member.row])
             elif member.first:
                 row = encoded[member.row]
-                work.trimmed += row.left_out > 0
+                work.trimmed += row.trimmed
                 if row.note and (told is None or member.row < told):
-                    fate: Fate = "trimmed" if row.left_out else "used"
+                    fate: Fate = "trimmed" if row.trimmed else "used"
                     work.entries.append(Entry(mixture.row_id(pairs[member.row]), fate, row.note))
         for some in mine:
             kept = [left for part in some if (left := self._without(part, failed))]

@@ -2,13 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from mmsft.adapters.spec import Adapter, Layout
+from mmsft.adapters.spec import Adapter, Layout, slots_of
 from mmsft.data.members import member
 from mmsft.data.remote import link
 from mmsft.errors import DataError
@@ -34,6 +34,13 @@ class Kept:
 
 Loaded: TypeAlias = Mapping[Media, Mapping[str, Tensor] | Kept]
 """Media as `MediaReader.read` gives them; those of one tower are all `Kept`, or none is."""
+
+
+class Reading(NamedTuple):
+    """A medium with the options to read it with, and the tokens that it takes then."""
+
+    media: Media
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,19 @@ class MediaReader:
         with _naming(media):
             return self.towers[media.modality][1].layout(grid)
 
+    def readings(self, media: Media) -> tuple[Reading, ...]:
+        """Returns how the medium can be read: as it is, then to fewer and fewer tokens, as far as its modality goes."""
+        modality = self.modality(media)
+        with _naming(media):
+            ways = modality.smaller(file_of(media), dict(media.options))
+        found = [Reading(media, slots_of(self.layout(media)))]
+        for way in ways:
+            smaller = replace(media, options=tuple(sorted(way.items())))
+            tokens = slots_of(self.layout(smaller))
+            if tokens < found[-1].tokens:  # an adapter may make as many of fewer features
+                found.append(Reading(smaller, tokens))
+        return tuple(found)
+
     def read(self, media: Media) -> Mapping[str, Tensor] | Kept:
         """Returns a medium's features if its tower has a store that has them; else reads and decodes it."""
         store = self.stores.get(media.modality)
@@ -87,14 +107,14 @@ class MediaReader:
             return self.load(media)
         with _naming(media):
             digest = store.digest(file_of(media), dict(media.options))
-        features = store.get(digest, self.grid(media).count)
+        features = store.get(digest, self.grid(media).whole.count)
         return Kept(digest, features, self.load(media) if features is None else {})
 
     def load(self, media: Media) -> dict[str, Tensor]:
         """Reads and decodes the medium."""
         modality = self.modality(media)
         if self.blank:
-            return modality.blank(self.grid(media))
+            return modality.blank(self.grid(media).whole)
         with _naming(media):
             return modality.load(file_of(media), dict(media.options))
 

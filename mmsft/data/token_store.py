@@ -182,13 +182,17 @@ def _code() -> str:
 
 
 def entry_of(encoded: Encoded, encoder: ChatEncoder) -> bytes | None:
-    """Returns an encoded row as bytes; None where one of its media is no file, which would be kept twice, or has
-    an adapter that reads what is asked, in a tokenizer's ids of its own.
+    """Returns an encoded row as bytes, or None.
+
+    It can't be kept where a medium is no file, which would be kept twice, where its adapter reads what is asked, in a
+    tokenizer's ids of its own, and where media are read smaller.
 
     Args:
         encoded: the row.
         encoder: its.
     """
+    if encoded.shrunk:  # what is read smaller depends on how many tokens whole media take
+        return None
     for medium in (placed.media for placed in encoded.media):
         if isinstance(medium.ref, bytes) or medium.modality in encoder.contexts or not _written(medium.options):
             return None

@@ -7,19 +7,30 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mmsft.types import Grid
 
 File: TypeAlias = Path | bytes
 """A medium where it lies, or its bytes."""
 Options: TypeAlias = Mapping[str, Any]
-"""What a row says of a medium beside its file, by name: a clip's ``start`` and ``end``; mostly empty."""
+"""How a medium is read, by name: what its row says of it beside the file, a clip's ``start`` and ``end``, and by how
+much it is read smaller where the row is too long; mostly empty."""
 
 
 class Features(NamedTuple):
     """What an encoder makes of N media of one shape: values [N, L, width]."""
 
     values: Tensor
+
+    def averaged(self, grid: Grid, to: Grid) -> "Features":
+        """Returns the features of a smaller grid, each the mean of those in its part of the larger one."""
+        cells = self.values.unflatten(1, (grid.t, -1))
+        if to.t != grid.t:
+            cells = F.adaptive_avg_pool1d(cells.flatten(2).mT, to.t).mT.unflatten(2, cells.shape[2:])
+        frames = cells.unflatten(2, (grid.h, grid.w)).flatten(0, 1)
+        pooled = F.adaptive_avg_pool2d(frames.permute(0, 3, 1, 2), (to.h, to.w))
+        return self._replace(values=pooled.flatten(2).mT.reshape(len(self.values), to.count, -1))
 
 
 class Encoder(Protocol):
@@ -73,6 +84,15 @@ class Modality(Protocol):
     @abstractmethod
     def encoder(self) -> nn.Module:
         """Builds the `Encoder`, with its weights; fresh ones follow from the run's seed."""
+
+    def smaller(self, file: File, options: Options) -> Sequence[Options]:
+        """Returns the ways to read the medium whole to fewer features, the largest first, for ``too_long: shrink``.
+
+        Each is the options to read it with in place of `options`: fewer frames a second, a picture of fewer pixels. It
+        is still the whole medium: what cuts a part off isn't shrinking. Where the encoder gives no fewer features,
+        `probe` may return a grid `of` the encoder's: the tower then averages to it. None, unless it is written.
+        """
+        return ()
 
     def settings(self) -> str:
         """Returns what decides what `load` gives of a medium, as text: the key under which features are stored.

@@ -60,6 +60,8 @@ class Tower(nn.Module):
             [N, S, width], or [Q, S, width] where the adapter reads the Q questions about them.
         """
         features = self._encoded(group.tensors) if group.stored is None else self._completed(group.stored)
+        if group.grid.of is not None:
+            features = features.averaged(group.grid.of, group.grid)
         if group.context is not None:
             features = features._replace(values=features.values.index_select(0, group.context.of))
         return self._adapted(features, group.grid, group.context)

@@ -3,7 +3,7 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +15,7 @@ from mmsft.data.ledger import FATES, Entry
 from mmsft.data.mixture import Mixture
 from mmsft.data.tree import threads
 from mmsft.run.load import Run
-from mmsft.types import PREVIOUS, Conversation, Encoded, Ints
+from mmsft.types import Conversation, Encoded, Ints
 
 _TOGETHER: Final = 64
 _TOLD: Final = 10_000
@@ -156,7 +156,7 @@ def _stage(run: Run, stage: StageConfig, decode: bool, tell: Callable[[str], obj
         some = pairs[start : start + _TOGETHER]
         rows = _read(encoding, mixture, some, decode)
         for pair, row in zip(some, rows, strict=True):
-            entry = Entry(row.id, "trimmed" if row.left_out else "used", row.note) if isinstance(row, Encoded) else row
+            entry = Entry(row.id, "trimmed" if row.trimmed else "used", row.note) if isinstance(row, Encoded) else row
             found.fates[names[int(pair[0])]][entry.fate] += 1
             if entry.fate != "used":
                 _count(reasons, entry)
@@ -202,9 +202,8 @@ def _lint(encoder: ChatEncoder, talk: Conversation, row: Encoded) -> Iterator[st
         )
     path = talk.threads()[0]
     replies = [at for at, index in enumerate(path) if talk.turns[index].role == "assistant" and at]
-    if not replies or row.left_out or row.two_sided:
+    if not replies or row.trimmed or row.two_sided:
         return
-    chain = tuple(replace(talk.turns[index], parent=PREVIOUS) for index in path[: replies[0]])
-    prompt = encoder.prompt(replace(talk, turns=chain)).input_ids.tolist()
+    prompt = encoder.prompt(talk.chain(path[: replies[0]])).input_ids.tolist()
     if prompt not in [thread.input_ids.tolist()[: len(prompt)] for thread in threads(row)]:
         yield f"{row.id}: serving writes its prompt otherwise than training; see `mmsft data show`"

@@ -16,6 +16,7 @@ from mmsft.model.fusion import MultimodalModel
 from mmsft.model.names import named_parameters
 from mmsft.parallel import check_loggers
 from mmsft.run.load import Run, newest
+from mmsft.run.rules import rules
 from mmsft.run.stages import refuse_idle_towers, refuse_moving_positions, refuse_other_settings
 from mmsft.train import checkpoint as ckpt
 from mmsft.train.checkpoint import Checkpoint
@@ -184,6 +185,7 @@ def _data(run: Run, stage: StageConfig, rows: int) -> Iterator[tuple[str, str]]:
         together = mixture.groups[first]
         idle = mixture.groups.max() + 1 == len(mixture.train)
         yield "notes" if idle else "facts", f"stage {stage.name}: {tell(mixture.groups)}"
+    yield from rules(run, stage, mixture.train[first])
     yield from _rows(run, stage, f"{total:,} rows", mixture.train[first], together)
     if held_out:
         yield from _rows(run, stage, f"{held_out:,} rows held out", mixture.held_out[:rows])
@@ -213,9 +215,13 @@ def _rows(
     noted = [row for row in read if row.note]
     for one in noted[:_SHOWN]:
         yield "notes", f"stage {stage.name}: {one.id}: {one.note}"
-    if left_out := sum(one.left_out for one in noted):
-        short = sum(one.left_out > 0 for one in noted)
-        yield "notes", f"stage {stage.name}: {left_out} threads or turns of {short} rows are left out: too long"
+    for count, what in [
+        ([one.left_out for one in noted], "threads or turns of {} rows are left out: too long"),
+        ([one.shrunk for one in noted], "media of {} rows are read smaller: these are too long"),
+    ]:
+        if any(count):
+            rows = sum(number > 0 for number in count)
+            yield "notes", f"stage {stage.name}: {sum(count)} {what.format(rows)}"
     for row in lost[:_SHOWN]:
         yield "notes" if read else "problems", f"stage {stage.name}: {row.reason}"
     if len(lost) > stage.recipe.budget * len(pairs):

@@ -81,6 +81,7 @@ class Run:
             template_kwargs=recipe.template_kwargs,
             slots=self.reader.layout,
             contexts=self.reader.contexts,
+            readings=self.reader.readings,
             length=recipe.length,
             too_long=recipe.too_long,
             data_tokens=self.config.model.decoder.new_tokens,

@@ -177,8 +177,8 @@ def _choose(session: Session, stage: StageConfig, mixture: Mixture, encoding: En
         read = encoding.read(mixture, pair[None])
         lost += read.lost
         # Of one that isn't learned whole, each reply alone may be short enough: it doesn't stand for the others.
-        lost += [Entry(row.id, "dropped", row.note) for row in read.rows.values() if row.left_out]
-        for row in (row for row in read.rows.values() if not row.left_out):
+        lost += [Entry(row.id, "dropped", row.note) for row in read.rows.values() if row.trimmed]
+        for row in (row for row in read.rows.values() if not row.trimmed):
             (media if row.media else plain).append((pair, row))
         if _enough(media if session.model.towers else plain, tokens):
             break

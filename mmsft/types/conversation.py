@@ -1,7 +1,7 @@
 """A data row and the conversation that it is read as."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
 from mmsft.errors import DataError
@@ -131,6 +131,10 @@ class Conversation:
         parents = [self.parent(index) for index in range(len(self.turns))]
         leaves = sorted(set(range(len(parents))) - set(parents))
         return tuple(self._path(leaf, parents) for leaf in leaves)
+
+    def chain(self, path: Sequence[int]) -> "Conversation":
+        """Returns the turns along a path as a conversation of one thread."""
+        return replace(self, turns=tuple(replace(self.turns[index], parent=PREVIOUS) for index in path))
 
     def ranked_pairs(self) -> tuple[tuple[int, int], ...]:
         """Returns (better, worse) of any two answers to one turn whose ranks differ, as turn indices."""

@@ -15,16 +15,30 @@ Floats: TypeAlias = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """How many features a medium gives: frames (t) × rows (h) × columns (w)."""
+    """How many features a medium gives: frames (t) × rows (h) × columns (w).
+
+    Attributes:
+        of: the grid that the encoder gives, where its tower averages that to this smaller one; None = it doesn't.
+    """
 
     t: int
     h: int
     w: int
+    of: "Grid | None" = None
 
     @property
     def count(self) -> int:
         """Number of features."""
         return self.t * self.h * self.w
+
+    @property
+    def whole(self) -> "Grid":
+        """What the encoder gives."""
+        return self.of or self
+
+    def averaged(self, side: int) -> "Grid":
+        """Returns the grid in which one feature stands for `side` × `side` of each frame, or for what is left of it."""
+        return self if side == 1 else Grid(self.t, -(-self.h // side), -(-self.w // side), of=self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +115,7 @@ class Encoded:
         source: number of the recipe's source it comes from.
         note: what the ledger is to say of how the row is used, or empty.
         left_out: threads of the conversation, or turns at the end of them, that are left out since they are too long.
+        shrunk: media that are read smaller since a thread would be too long.
         rows: ids of all conversations of which it is joined; empty = it is one. Their `id` then quotes the first few.
     """
 
@@ -113,12 +128,18 @@ class Encoded:
     source: int = 0
     note: str = ""
     left_out: int = 0
+    shrunk: int = 0
     rows: tuple[str, ...] = ()
 
     @property
     def ids(self) -> tuple[str, ...]:
         """The ids of all conversations in it."""
         return self.rows or (self.id,)
+
+    @property
+    def trimmed(self) -> bool:
+        """Whether something of the row is left out, or read smaller, since it is too long."""
+        return self.left_out + self.shrunk > 0
 
     def __len__(self) -> int:
         return len(self.input_ids)

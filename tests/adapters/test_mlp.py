@@ -47,6 +47,25 @@ def test_pooling_averages_neighbours_and_keeps_their_order() -> None:
     assert module(Features(values), Grid(1, 4, 4)).flatten().tolist() == [0, 1, 2, 3.5]
 
 
+def test_pooling_makes_no_more_features_than_there_are() -> None:
+    grid = Grid(2, 3, 8)
+    (slots,) = Linear(pool=5).layout(grid)
+    assert isinstance(slots, Slots)
+    assert slots.count == 2 * 3 * 5
+    assert run(Linear(pool=5), grid).shape == (2, slots.count, 8)
+    torch.testing.assert_close(run(Linear(pool=8), Grid(1, 4, 6)), run(Linear(), Grid(1, 4, 6)))
+
+
+def test_features_are_averaged_over_time_and_space_as_torch_does_it_in_three_dimensions() -> None:
+    grid, to = Grid(5, 6, 4), Grid(2, 3, 4)
+    values = torch.randn(2, grid.count, 3)
+    cells = values.mT.unflatten(2, (5, 6, 4))
+    expected = nn.functional.adaptive_avg_pool3d(cells, (2, 3, 4)).flatten(2).mT
+    # fp32 sums in another order
+    torch.testing.assert_close(Features(values).averaged(grid, to).values, expected, atol=1e-6, rtol=1e-5)
+    assert torch.equal(Features(values).averaged(grid, grid).values, values)
+
+
 def test_frames_are_pooled_apart() -> None:
     module: Any = Linear(pool=1).build(1, 1)
     nn.init.ones_(module.layers.weight)

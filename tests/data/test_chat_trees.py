@@ -4,7 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mmsft.data.chat import ChatEncoder, TooLong
+from mmsft.data.chat import ChatEncoder
+from mmsft.data.fit import TooLong
 from mmsft.data.template import ChatTemplate, resolve_template
 from mmsft.data.tokens import Tokenizer
 from mmsft.data.tree import threads

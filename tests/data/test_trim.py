@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmsft.data.chat import ChatEncoder, OverLong, TooLong, Unfit
+from mmsft.data.chat import ChatEncoder
+from mmsft.data.fit import OverLong, TooLong, Unfit
 from mmsft.data.template import resolve_template
 from mmsft.data.trim import trimmed
 from mmsft.types import ROOT, Conversation, Text, Turn
@@ -46,7 +47,7 @@ def test_a_row_that_fits_is_not_touched() -> None:
 
 
 def test_with_error_the_run_ends_and_names_the_row() -> None:
-    with pytest.raises(Unfit, match="too_long to trim or drop"):
+    with pytest.raises(Unfit, match="too_long to trim, shrink or drop"):
         encoder(length=10, too_long="error").encode_all([talk(1)], [0])
 
 

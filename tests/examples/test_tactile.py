@@ -15,7 +15,7 @@ import yaml
 import examples.tactile
 import mmsft
 from examples.tactile import Tactile
-from mmsft import Assistant, Conversation, DataError, Grid, Media, Run
+from mmsft import Assistant, Conversation, DataError, Features, Grid, Media, Run
 from mmsft.assistant import located, swap_media
 from mmsft.data.encoding import Encoding
 from mmsft.data.media_reader import Loaded
@@ -195,6 +195,34 @@ def test_a_broken_file_is_a_failed_row_that_names_row_and_file(name: str, desk: 
     read, _, [loss] = run.encoding(stage).read(mixture, mixture.train)
     assert (read, loss.fate) == ({}, "failed")
     assert re.search(rf"^mixed\.jsonl:1: <tactile: .*broken\.npy>: .*{says}", loss.reason)
+
+
+def test_long_touches_are_read_at_a_lower_rate_where_the_modality_offers_it(
+    desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(desk)
+    (desk / "coarse.py").write_text(text_of_the_page("coarse.py"), encoding="utf-8")
+    mixed_run()
+    more = ["model.towers.tactile.modality.kind=coarse:Coarse", "stages.touch.recipe.too_long=shrink"]
+    run = mmsft.load_run("touch.yaml", more)
+    whole = encoded(run, range(5))[1]
+    lengths = [[len(placed.slots) for placed in row.media] for row in whole]
+    assert lengths == [[3], [8], [], [3, 8], [8, 3]]
+    run = mmsft.load_run("touch.yaml", [*more, f"stages.touch.recipe.length={len(whole[3]) - 1}"])
+    encoding, read, loaded = encoded(run, range(5))
+    assert [[len(placed.slots) for placed in row.media] for row in read] == [[3], [8], [], [3, 4], [4, 3]]
+    [batch] = encoding.batches(read, loaded)
+    touch, model = read[3].media[1].media, run.model().eval()
+    tower: Any = model.towers["tactile"]
+    features = tower.encoder({"pressure": run.reader.load(touch)["pressure"][None]}).values
+    own = tower.adapter(Features(features.view(1, 4, 2, -1).mean(2)), Grid(4, 1, 1))
+    media = batch.media["tactile"]
+    first = [use.count for use in media.uses].index(4)
+    start = sum(use.count for use in media.uses[:first])
+    filled = model.embed(batch).flatten(0, 1)[media.slots[start : start + 4]]
+    # fp32 sums in another order
+    torch.testing.assert_close(filled, own[0], atol=1e-6, rtol=1e-5)
+    assert [step.data.used for _, step, _ in mmsft.execute(run)] == [5, 5]
 
 
 def test_a_missing_file_is_said_before_a_model_answers(desk: Path) -> None:

@@ -201,7 +201,7 @@ def test_media_of_bytes_are_not_kept(lab: Lab) -> None:
 
 def test_the_store_knows_all_that_a_row_has() -> None:
     known = {
-        Encoded: "id input_ids positions segments targets media source note left_out rows",
+        Encoded: "id input_ids positions segments targets media source note left_out shrunk rows",
         Placed: "media slots context",
         Targets: "position token weight",
         Segment: "start end parent",

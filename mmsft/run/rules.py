@@ -1,0 +1,44 @@
+"""What a recipe's rules for its rows come to on the first of them: smaller media."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+from mmsft.config import StageConfig
+from mmsft.errors import DataError
+from mmsft.run.load import Run
+from mmsft.types import Conversation, Ints
+
+
+def rules(run: Run, stage: StageConfig, pairs: Ints) -> Iterator[tuple[str, str]]:
+    """Yields (``facts``, ``notes`` or ``problems``, text).
+
+    Args:
+        run: of which the stage is one.
+        stage: whose recipe it is.
+        pairs: [n, 2] (source, row), the first rows in training order.
+    """
+    mixture, recipe = run.mixture(stage.recipe), stage.recipe
+    talks: list[Conversation] = []
+    if recipe.too_long == "shrink":
+        for pair in pairs:
+            with suppress(DataError):  # told with the rows
+                talks.append(mixture.conversation(pair))
+    found = [*_shrinking(run, talks)] if recipe.too_long == "shrink" else []
+    yield from ((kind, f"stage {stage.name}: {text}") for kind, text in found)
+
+
+def _shrinking(run: Run, talks: Sequence[Conversation]) -> Iterator[tuple[str, str]]:
+    able: dict[str, bool] = {}
+    for medium in dict.fromkeys(medium for talk in talks for turn in talk.turns for medium in turn.media):
+        if not able.get(medium.modality):
+            with suppress(DataError):
+                able[medium.modality] = len(run.reader.readings(medium)) > 1
+    fixed = [name for name, can in able.items() if not can]
+    if not run.config.model.towers:
+        yield "problems", "too_long: shrink reads media smaller, and the model has no tower; write drop, trim or error"
+    elif fixed and len(fixed) == len(able):
+        what = f"no {' or '.join(fixed)} medium can be read to fewer tokens, so that rows that are too long are dropped"
+        way = "write drop, trim or error, or take an adapter whose tokens follow the features"
+        yield "problems", f"too_long: shrink, and {what}; {way}"
+    elif fixed:
+        yield "notes", f"too_long: shrink, and {' and '.join(fixed)} media can't be read to fewer tokens"
