@@ -243,15 +243,20 @@ def data_check(
     data: Data,
     overrides: Overrides = None,
     headers: Annotated[bool, typer.Option("--headers", help="Don't decode media, read their headers only.")] = False,
+    quarantine: Annotated[
+        Path | None, typer.Option(help="Write the rows that are lost, for a recipe's `quarantine`.", show_default=False)
+    ] = None,
     tokenizer: OfRecipe = None,
     as_json: AsJson = False,
 ) -> None:
     """Read all rows without training. What becomes of each, and whether training and serving agree."""
-    from mmsft.run.audit import audit
+    from mmsft.run.audit import audit, write_quarantine
     from mmsft.run.targets import load_target
 
     run = load_target(data, overrides or [], tokenizer)
     found = audit(run, decode=not headers, tell=lambda line: typer.echo(line, err=True))
+    if quarantine is not None:
+        write_quarantine(found, quarantine)
     _print(found.as_dict() if as_json else found.text())
     if not found.ok:
         raise typer.Exit(2)

@@ -151,6 +151,14 @@ class Ranks:
             return model.no_sync()
         return nullcontext()
 
+    def placed(self, values: Sequence[float]) -> Tensor:
+        """Brings numbers to the device, without waiting for what it computes."""
+        host = torch.tensor(values, dtype=self.wide)
+        if self.device.type == "cuda":
+            # From ordinary memory a GPU copies only when it has done what was asked of it before.
+            host = host.pin_memory()
+        return host.to(self.device, non_blocking=True)
+
     def total(self, values: Tensor) -> Tensor:
         """Returns the sum over the processes, on the device, without waiting for it."""
         total: Tensor = self._accelerator.reduce(values, reduction="sum")

@@ -22,16 +22,20 @@ Item = TypeVar("Item", bound=Event)
 
 
 def show(run: Run, events: Iterable[Event]) -> None:
-    """Trains; says what learns and what is frozen, and ends with what became of the rows and the loss."""
-    done = False
+    """Trains; says what learns and what is frozen, and at each stage's end what became of the rows and the loss."""
+    before: StageConfig | None = None
+    told = 0
     console = Console(highlight=False, soft_wrap=True)
-    for _, _, assistant in watch(events):
-        if not done and is_main():
+    for stage, _, assistant in watch(events):
+        if before is None and is_main():
             console.print(run.describe(assistant.model))
-        done = True
+        elif stage is not before and is_main():
+            console.print(summary(run, told), markup=False)
+            told = run.config.stages.index(stage)
+        before = stage
     if is_main():
-        console.print(summary(run))
-        console.print(f"{'done' if done else 'already complete'}: {run.folder}")
+        console.print(summary(run, told), markup=False)
+        console.print(f"{'done' if before else 'already complete'}: {run.folder}")
 
 
 def watch(events: Iterable[Item]) -> Iterator[Item]:

@@ -216,7 +216,9 @@ class RecipeConfig(Strict):
             stay, each with all that comes before it; ``shrink`` its media to fewer tokens, the largest first, until it
             fits, and drop it where it can't; or stop with an ``error``. The ledger names each.
         validation: which rows are held out.
-        budget: part of the rows that may be lost before the run stops.
+        budget: part of the rows that may be lost before the run stops; those of `quarantine` don't count.
+        quarantine: a ``quarantine.jsonl`` of an earlier run or of `mmsft data check`: rows that it names are lost
+            without being read, unless they, their media or how they are read have changed.
         template_kwargs: variables for the template, e.g. ``enable_thinking``.
         join: ``shared_prefix`` lets rows of a source that begin alike (same system message, and the same first question
             up to its last medium, or all of it where it has none) follow one another, so that what those of one step
@@ -235,6 +237,7 @@ class RecipeConfig(Strict):
     too_long: Literal["drop", "trim", "shrink", "error"] = "drop"
     validation: ValidationConfig | None = None
     budget: Fraction = 0.01
+    quarantine: Name | None = None
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     join: Literal["shared_prefix"] | None = None
     join_limit: int | None = Field(default=None, ge=2)

@@ -1,8 +1,10 @@
 """From rows to micro-batches: rows that stand together become trees, trees become packs of like size."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 from typing import NamedTuple
 from zlib import crc32
@@ -10,7 +12,7 @@ from zlib import crc32
 import numpy as np
 from torch import Tensor
 
-from mmsft.data import tree
+from mmsft.data import quarantine, tree
 from mmsft.data.chat import ChatEncoder
 from mmsft.data.collate import collate, pack
 from mmsft.data.ledger import Entry, Fate
@@ -74,8 +76,7 @@ class Work:
 
     Attributes:
         micro: micro-batches.
-        used: rows that are learned from.
-        trimmed: those of them of which something is too long, and left out or read smaller.
+        learned: how many rows are learned from, by source and fate.
         entries: lines for the ledger: rows that can't be, and how rows are used otherwise than one would think.
         tokens: that the model reads, padding not counted.
         spared: tokens that it needn't read, since rows share them.
@@ -83,18 +84,23 @@ class Work:
     """
 
     micro: list[Batch] = field(default_factory=list)
-    used: int = 0
-    trimmed: int = 0
+    learned: Counter[tuple[int, Fate]] = field(default_factory=Counter)
     entries: list[Entry] = field(default_factory=list)
     tokens: int = 0
     spared: int = 0
     division: int = 0
 
-    def add(self, batch: Batch, members: Sequence[Member]) -> None:
-        """Adds a micro-batch, made of these rows."""
+    @property
+    def used(self) -> int:
+        """Rows that are learned from."""
+        return self.learned.total()
+
+    def add(self, batch: Batch, members: Sequence[Member], rows: Mapping[int, Encoded]) -> None:
+        """Adds a micro-batch, made of these of the rows."""
         read = int(batch.mask.sum()) + (int(batch.prompts.mask.sum()) if batch.prompts else 0)
         self.micro.append(batch)
-        self.used += sum(member.first for member in members)
+        counted = (rows[member.row] for member in members if member.first)
+        self.learned.update((row.source, fate_of(row)) for row in counted)
         self.tokens += read
         self.spared += sum(len(thread) for member in members for thread in member.threads) - read
 
@@ -109,6 +115,7 @@ class Encoding:
         micro_tokens: most tokens of a micro-batch, padding included; no thread is longer.
         packs: the model takes trees; else their threads are padded. An encoder–decoder's prompts are padded, each once.
         tokens: where rows are kept once they are tokenised; None = nowhere.
+        known: rows (source, row) that a quarantine names: they are lost without being read.
     """
 
     encoder: ChatEncoder
@@ -116,6 +123,12 @@ class Encoding:
     micro_tokens: int
     packs: bool = True
     tokens: TokenStore | None = None
+    known: Mapping[tuple[int, int], Entry] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def reads(self) -> str:
+        """What decides how rows become tokens, hashed: see `quarantine.reads`."""
+        return quarantine.reads(self.encoder, self.reader)
 
     def row(self, mixture: Mixture, pair: Ints) -> Encoded:
         """Reads and encodes the row (source, row); media are probed, not loaded.
@@ -123,6 +136,8 @@ class Encoding:
         Raises:
             DataError: the row can't be learned from.
         """
+        if known := self._known(pair):
+            raise DataError(known.reason)
         return self.encoder.encode(mixture.conversation(pair), source=int(pair[0]))
 
     def rows(self, mixture: Mixture, pairs: Ints) -> list[Encoded | Entry]:
@@ -131,15 +146,17 @@ class Encoding:
         fates: dict[int, Encoded | Entry] = {**self._stored(mixture, pairs, keys)}
         read: dict[int, Conversation] = {}
         for number, pair in enumerate(pairs):
+            if known := self._known(pair):
+                fates[number] = known
             if number in fates:
                 continue
             try:
                 read[number] = mixture.conversation(pair)
             except DataError as error:
-                fates[number] = lost(mixture.row_id(pair), error)
+                fates[number] = self._lost(mixture, pair, error)
         encoded = self.encoder.encode_all(list(read.values()), [int(pairs[number][0]) for number in read])
         for number, row in zip(read, encoded, strict=True):
-            fates[number] = row if isinstance(row, Encoded) else lost(mixture.row_id(pairs[number]), row)
+            fates[number] = row if isinstance(row, Encoded) else self._lost(mixture, pairs[number], row)
         if self.tokens is not None:
             new = ((keys[number], fates[number]) for number in read if number in keys)
             made = {key: entry_of(row, self.encoder) for key, row in new if isinstance(row, Encoded)}
@@ -186,17 +203,20 @@ class Encoding:
         for member in members:
             if member.first and member.row in failed:
                 work.entries.append(failed[member.row])
-            elif member.first:
-                row = encoded[member.row]
-                work.trimmed += row.trimmed
-                if row.note and (told is None or member.row < told):
-                    fate: Fate = "trimmed" if row.trimmed else "used"
-                    work.entries.append(Entry(mixture.row_id(pairs[member.row]), fate, row.note))
+            elif member.first and (told is None or member.row < told):
+                work.entries += self.noted(mixture, pairs[member.row], encoded[member.row])
         for some in mine:
             kept = [left for part in some if (left := self._without(part, failed))]
             if kept:
-                work.add(self._batch(kept, loaded), [member for part in kept for member in part.members])
+                work.add(self._batch(kept, loaded), [member for part in kept for member in part.members], encoded)
         return work
+
+    def noted(self, mixture: Mixture, pair: Ints, row: Encoded) -> list[Entry]:
+        """Returns what the ledger is to say of how a row is used, if anything."""
+        if not row.note:
+            return []
+        source, index = mixture.sources[int(pair[0])].name, int(pair[1])
+        return [Entry(mixture.row_id(pair), fate_of(row), row.note, source, index)]
 
     def batches(self, rows: Sequence[Encoded], loaded: Loaded) -> Iterator[Batch]:
         """Yields micro-batches of rows or joined rows."""
@@ -220,6 +240,15 @@ class Encoding:
                 if row is not None:
                     found[number] = row
         return found
+
+    def _known(self, pair: Ints) -> Entry | None:
+        return self.known.get((int(pair[0]), int(pair[1]))) if self.known else None
+
+    def _lost(self, mixture: Mixture, pair: Ints, error: DataError) -> Entry:
+        """Books a row that can't be learned from, with what a quarantine knows it by."""
+        source, index = mixture.sources[int(pair[0])], int(pair[1])
+        mark = quarantine.mark(source, index, self.reads)
+        return replace(lost(mixture.row_id(pair), error), source=source.name, index=index, mark=mark)
 
     @property
     def _pads(self) -> bool:
@@ -316,7 +345,8 @@ class Encoding:
                     except DataError as error:
                         broken[medium] = error
                 if medium in broken:
-                    failed.setdefault(number, lost(mixture.row_id(pairs[number]), broken[medium]))
+                    failed[number] = self._lost(mixture, pairs[number], broken[medium])
+                    break
         return loaded, failed
 
 
@@ -344,6 +374,11 @@ def _checksum(pairs: Ints, parts: Sequence[Part], dealt: Sequence[Sequence[Seque
         members = np.array([(member.row, len(member.threads)) for member in part.members])
         found = crc32(part.tree.input_ids.tobytes(), crc32(members.tobytes(), found))
     return found
+
+
+def fate_of(row: Encoded) -> Fate:
+    """Returns the fate of a row that is learned from."""
+    return "trimmed" if row.trimmed else "used"
 
 
 def lost(row: str, error: DataError) -> Entry:

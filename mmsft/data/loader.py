@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mmsft.data.encoding import Encoding, Share
-from mmsft.data.ledger import Entry
+from mmsft.data.ledger import Booked, Entry, Learned
 from mmsft.data.mixture import Mixture
 from mmsft.data.order import Order
 from mmsft.duration import Duration
@@ -30,8 +30,7 @@ class StepData:
         rows: all rows of the global step, as indices into the mixture's training rows.
         micro: micro-batches; at least one, if need be one without targets.
         entries: lines for the ledger, on rows of the share.
-        used: rows of the share that are learned from.
-        trimmed: those of them of which something was too long and is left out.
+        learned: how many rows of the share are learned from, by source and fate.
         weight: sum of the target weights in `micro`.
         targets: number of targets in `micro`.
         tokens: number of tokens in `micro`, padding not counted.
@@ -43,13 +42,17 @@ class StepData:
     rows: Ints
     micro: tuple[Batch, ...]
     entries: tuple[Entry, ...]
-    used: int
+    learned: Learned
     weight: float
     targets: int
     tokens: int
     spared: int
-    trimmed: int = 0
     division: int = 0
+
+    @property
+    def used(self) -> int:
+        """Rows of the share that are learned from."""
+        return sum(self.learned.values())
 
     def pin_memory(self) -> "StepData":
         """Returns a copy from which a GPU can read without waiting; the loader calls it."""
@@ -117,12 +120,11 @@ class Steps(Dataset[StepData]):
             rows=rows,
             micro=micro,
             entries=tuple(work.entries),
-            used=work.used,
+            learned=work.learned,
             weight=float(sum(batch.targets.weight.sum(dtype=torch.float64).item() for batch in micro)),
             targets=sum(len(batch.targets.token) for batch in micro),
             tokens=work.tokens,
             spared=work.spared,
-            trimmed=work.trimmed,
             division=work.division,
         )
 
@@ -151,13 +153,14 @@ def sample_of(mixture: Mixture, pairs: Ints, share: Share) -> Sample:
 
 
 def held_out_batches(
-    mixture: Mixture, encoding: Encoding, sample: Sample, entries: list[Entry], rows: int = 64
+    mixture: Mixture, encoding: Encoding, sample: Sample, booked: Booked, rows: int = 64
 ) -> Iterator[Batch]:
-    """Yields batches of held-out rows, a few rows at a time; what the ledger is to say goes to `entries`."""
+    """Yields batches of held-out rows, a few rows at a time; what becomes of them goes to `booked`."""
     for start in range(0, len(sample.pairs), rows):
         some = slice(start, start + rows)
         work = encoding.work(mixture, sample.pairs[some], sample.together[some].tolist(), Share())
-        entries += work.entries
+        booked.learned += work.learned
+        booked.entries += work.entries
         yield from work.micro
 
 

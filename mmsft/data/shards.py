@@ -175,7 +175,8 @@ def _shard(found: Build, mixture: Mixture, pairs: Ints, out: Path, size: int) ->
                 rows += 1
             except DataError as error:
                 entry = lost(mixture.row_id(pair), error)
-                entries.append(json.dumps(asdict(entry), ensure_ascii=False).encode() + b"\n")
+                line = {"row": entry.row, "fate": entry.fate, "reason": entry.reason}
+                entries.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             end += 1
         writer.close()
         file.flush()

@@ -66,24 +66,24 @@ def key(value: object) -> int:
 
     Should two values have one key, rows stand together that share less than it seemed, and that is all.
     """
-    text = repr(_plain(value)).encode(errors="backslashreplace")
+    text = repr(plain(value)).encode(errors="backslashreplace")
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     """Returns a value of which `repr` shows all, and not a picture's bytes one by one."""
     match value:
         case str() | Text() | None:
             return value
         case tuple() | list():
-            return [_plain(item) for item in value]
+            return [plain(item) for item in value]
         case Media(modality, ref, options):
-            return modality, _plain(ref), _plain(options)
+            return modality, plain(ref), plain(options)
         case ToolCall(name, arguments, id):
-            return name, _plain(arguments), id
+            return name, plain(arguments), id
         case bytes():
             return hashlib.blake2b(value).digest()
         case Mapping():
-            return sorted((str(name), repr(_plain(item))) for name, item in value.items())
+            return sorted((str(name), repr(plain(item))) for name, item in value.items())
         case _:
             return value

@@ -55,7 +55,7 @@ class TokenStore:
     @classmethod
     def of(cls, root: Path, limit: int, encoder: ChatEncoder) -> "TokenStore":
         """Returns the store of an encoder; nothing is made yet."""
-        return cls(root / f"{_identity(encoder)}.sqlite", limit)
+        return cls(root / f"{identity(encoder)}.sqlite", limit)
 
     def get(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
         """Returns the entries that are there."""
@@ -157,7 +157,7 @@ def _remove(file: Path) -> None:
             path.unlink()
 
 
-def _identity(encoder: ChatEncoder) -> str:
+def identity(encoder: ChatEncoder) -> str:
     """Returns the hash of what decides a row's tokens, apart from the row and what its media occupy."""
     tokenizer = encoder.tokenizer.hf
     told = [

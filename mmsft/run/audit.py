@@ -1,20 +1,23 @@
 """Reads all of a stage's rows without training on them: what becomes of each, and whether serving agrees."""
 
-import re
+import json
+import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
 from mmsft.config import StageConfig
+from mmsft.data import quarantine
 from mmsft.data.chat import ChatEncoder
-from mmsft.data.encoding import Encoding
-from mmsft.data.ledger import FATES, Entry
+from mmsft.data.encoding import Encoding, fate_of
+from mmsft.data.ledger import KNOWN, Entry, reasons
 from mmsft.data.mixture import Mixture
 from mmsft.data.tree import threads
+from mmsft.errors import ConfigError
 from mmsft.run.load import Run
+from mmsft.run.outcome import Outcome, Rows
 from mmsft.types import Conversation, Encoded, Ints
 
 _TOGETHER: Final = 64
@@ -24,58 +27,38 @@ _SHOWN: Final = 10
 
 
 @dataclass
-class Reason:
-    """Why rows are lost or trimmed.
-
-    Attributes:
-        fate: theirs.
-        text: of the first of them.
-        rows: how many.
-    """
-
-    fate: str
-    text: str
-    rows: int = 0
-
-
-@dataclass
 class StageAudit:
     """What was found of a stage's rows.
 
     Attributes:
         name: of the stage.
         budget: part of the rows that may be lost.
-        fates: rows by source and fate; held-out rows count too.
+        outcome: what became of the rows.
+        lost: the entries of those that nothing is learned from.
         tokens: that all rows have, before what they share is spared.
         learned: targets among them.
         media: distinct ones that were read, by modality.
-        reasons: of rows that are lost or trimmed, the most frequent first.
-        problems: what is wrong with the template.
+        problems: what is wrong with the template, and rows lost beyond the budget.
     """
 
     name: str
     budget: float
-    fates: dict[str, Counter[str]]
-    tokens: int = 0
-    learned: int = 0
-    media: Counter[str] = field(default_factory=Counter)
-    reasons: list[Reason] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    outcome: Outcome
+    lost: list[Entry]
+    tokens: int
+    learned: int
+    media: dict[str, int]
+    problems: list[str]
 
     @property
     def rows(self) -> int:
         """How many there are."""
-        return sum(count for fates in self.fates.values() for count in fates.values())
-
-    @property
-    def lost(self) -> int:
-        """Rows that nothing is learned from."""
-        return sum(fates[fate] for fates in self.fates.values() for fate in ("dropped", "failed"))
+        return self.outcome.trained.total + self.outcome.held_out.total
 
     @property
     def ok(self) -> bool:
         """Whether training could go through all of the rows."""
-        return self.lost <= self.budget * self.rows and not self.problems
+        return not self.problems
 
     def as_dict(self) -> dict[str, Any]:
         """Returns what was found as JSON has it."""
@@ -83,30 +66,22 @@ class StageAudit:
             "name": self.name,
             "ok": self.ok,
             "rows": self.rows,
-            "lost": self.lost,
+            "lost": len(self.lost),
             "budget": self.budget,
-            "sources": {source: {fate: fates[fate] for fate in FATES} for source, fates in self.fates.items()},
+            **self.outcome.as_dict(),
             "tokens": self.tokens,
             "learned": self.learned,
-            "media": dict(self.media),
-            "reasons": [{"fate": it.fate, "rows": it.rows, "first": it.text} for it in self.reasons],
+            "media": self.media,
             "problems": self.problems,
         }
 
     def lines(self) -> Iterator[str]:
         """Yields what was found for a terminal."""
         yield f"stage {self.name}: {self.rows:,} rows, {self.tokens:,} tokens, {self.learned:,} of them learned"
-        for source, fates in self.fates.items():
-            yield f"  {source}: " + ", ".join(f"{fates[fate]:,} {fate}" for fate in FATES)
+        yield from self.outcome.lines()
         if self.media:
             yield "  media read: " + ", ".join(f"{count:,} {name}" for name, count in self.media.items())
-        for reason in self.reasons[:_SHOWN]:
-            yield f"  {reason.fate}, {reason.rows:,} rows, the first: {reason.text}"
-        if len(self.reasons) > _SHOWN:
-            yield f"  and {len(self.reasons) - _SHOWN} reasons more; --json has all"
         yield from (f"  problem: {problem}" for problem in self.problems)
-        if self.lost > self.budget * self.rows:
-            yield f"  problem: {self.lost:,} rows are lost, more than the budget of {self.budget:.2%}"
 
 
 @dataclass(frozen=True)
@@ -144,35 +119,90 @@ def audit(run: Run, *, decode: bool = True, tell: Callable[[str], object] = lamb
     return Audit(tuple(_stage(run, stage, decode, tell) for stage in run.config.stages))
 
 
+def write_quarantine(found: Audit, file: Path) -> None:
+    """Writes the rows that are lost, so that runs needn't read them.
+
+    Raises:
+        ConfigError: the file can't be written.
+    """
+    lines = [json.dumps(quarantine.line(entry), ensure_ascii=False) for stage in found.stages for entry in stage.lost]
+    aside = file.with_name(f".{file.name}.aside")
+    try:
+        aside.write_text("".join(f"{line}\n" for line in dict.fromkeys(lines)), encoding="utf-8")
+        os.replace(aside, file)
+    except OSError as error:
+        raise ConfigError(f"{file}: can't be written: {error.strerror}; name another file") from None
+
+
 def _stage(run: Run, stage: StageConfig, decode: bool, tell: Callable[[str], object]) -> StageAudit:
-    mixture = run.mixture(stage.recipe)
-    names = [source.name for source in mixture.sources]
-    found = StageAudit(stage.name, stage.recipe.budget, {name: Counter() for name in names})
-    pairs = np.concatenate([mixture.train, mixture.held_out])
-    reasons: dict[tuple[str, str], Reason] = {}
-    kinds: dict[str, set[str | bytes]] = defaultdict(set)
-    encoder, encoding = run.encoder(stage.recipe), run.encoding(stage)
-    for start in range(0, len(pairs), _TOGETHER):
-        some = pairs[start : start + _TOGETHER]
-        rows = _read(encoding, mixture, some, decode)
-        for pair, row in zip(some, rows, strict=True):
-            entry = Entry(row.id, "trimmed" if row.trimmed else "used", row.note) if isinstance(row, Encoded) else row
-            found.fates[names[int(pair[0])]][entry.fate] += 1
-            if entry.fate != "used":
-                _count(reasons, entry)
-            if isinstance(row, Encoded):
-                found.tokens += len(row)
-                found.learned += len(row.targets)
-                for placed in row.media:
-                    kinds[placed.media.modality].add(placed.media.ref)
-                if start < _LINTED:
-                    found.problems += _lint(encoder, mixture.conversation(pair), row)
-        if start // _TOLD != (start + _TOGETHER) // _TOLD:
-            tell(f"stage {stage.name}: {start + len(some):,} of {len(pairs):,} rows read")
-    found.media = Counter({name: len(refs) for name, refs in kinds.items()})
-    found.reasons = sorted(reasons.values(), key=lambda reason: -reason.rows)
-    found.problems = found.problems[:_SHOWN]
-    return found
+    mixture, budget = run.mixture(stage.recipe), stage.recipe.budget
+    total = len(mixture.train) + len(mixture.held_out)
+
+    def told(done: int) -> None:
+        tell(f"stage {stage.name}: {done:,} of {total:,} rows read")
+
+    reader = _Reader(mixture, run.encoding(stage), decode, told)
+    found = Outcome(reader.rows(mixture.train), reader.rows(mixture.held_out))
+    beyond = [
+        f"{rows.lost:,} of {rows.total:,} {what} are lost, more than the budget of {budget:.2%}"
+        for rows, what in [(found.trained, "rows"), (found.held_out, "held-out rows")]
+        if rows.lost > budget * rows.total
+    ]
+    media = {name: len(refs) for name, refs in reader.media.items()}
+    problems = [*reader.problems[:_SHOWN], *beyond]
+    return StageAudit(stage.name, budget, found, reader.lost, reader.tokens, reader.learned, media, problems)
+
+
+@dataclass
+class _Reader:
+    """Reads the rows of a stage, and counts what is in them; the rest as of `StageAudit`.
+
+    Attributes:
+        decode: media too.
+        tell: takes how many rows were read.
+        media: refs by modality.
+        done: how many rows were read.
+    """
+
+    mixture: Mixture
+    encoding: Encoding
+    decode: bool
+    tell: Callable[[int], object]
+    tokens: int = 0
+    learned: int = 0
+    media: dict[str, set[str | bytes]] = field(default_factory=lambda: defaultdict(set))
+    lost: list[Entry] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    done: int = 0
+
+    def rows(self, pairs: Ints) -> Rows:
+        """Returns what becomes of rows [n, 2] (source, row)."""
+        counts: dict[str, Counter[str]] = {source.name: Counter() for source in self.mixture.sources}
+        noted: list[Entry] = []
+        for start in range(0, len(pairs), _TOGETHER):
+            some = pairs[start : start + _TOGETHER]
+            for pair, row in zip(some, _read(self.encoding, self.mixture, some, self.decode), strict=True):
+                of_source = counts[self.mixture.sources[int(pair[0])].name]
+                if isinstance(row, Encoded):
+                    of_source[fate_of(row)] += 1
+                    noted += self.encoding.noted(self.mixture, pair, row)
+                    self._count(row, pair)
+                else:
+                    of_source.update([row.fate, *([KNOWN] if row.known else [])])
+                    noted.append(row)
+            if self.done // _TOLD != (self.done + len(some)) // _TOLD:
+                self.tell(self.done + len(some))
+            self.done += len(some)
+        self.lost += [entry for entry in noted if entry.lost]
+        return Rows(counts, reasons(noted))
+
+    def _count(self, row: Encoded, pair: Ints) -> None:
+        self.tokens += len(row)
+        self.learned += len(row.targets)
+        for placed in row.media:
+            self.media[placed.media.modality].add(placed.media.ref)
+        if self.done < _LINTED:
+            self.problems += _lint(self.encoding.encoder, self.mixture.conversation(pair), row)
 
 
 def _read(encoding: Encoding, mixture: Mixture, pairs: Ints, decode: bool) -> list[Encoded | Entry]:
@@ -182,13 +212,6 @@ def _read(encoding: Encoding, mixture: Mixture, pairs: Ints, decode: bool) -> li
     read = encoding.read(mixture, pairs)
     lost = iter(read.lost)
     return [read.rows[number] if number in read.rows else next(lost) for number in range(len(pairs))]
-
-
-def _count(reasons: dict[tuple[str, str], Reason], entry: Entry) -> None:
-    """Counts rows of one reason together: without their names, numbers and quotes it reads alike."""
-    plain = re.sub(r"'[^']*'|\"[^\"]*\"|\S*\d\S*", "…", entry.reason.partition(": ")[2])
-    found = reasons.setdefault((entry.fate, plain), Reason(entry.fate, entry.reason))
-    found.rows += 1
 
 
 def _lint(encoder: ChatEncoder, talk: Conversation, row: Encoded) -> Iterator[str]:

@@ -1,13 +1,17 @@
 """What a run writes while it trains: the log, the ledger and the trackers."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from mmsft.data.ledger import Entry, Ledger
+from mmsft.data import quarantine
+from mmsft.data.ledger import Booked, Entry, Fate, Ledger, reasons
 from mmsft.data.order import chain
 from mmsft.journal import Journal
 from mmsft.parallel import Ranks
+from mmsft.run.outcome import Outcome, Rows
 from mmsft.train.checkpoint import State
 from mmsft.train.loop import Step, check
 
@@ -32,12 +36,16 @@ class Books:
         self._ranks = ranks
         self._log = Journal(folder / "log.jsonl")
         self._ledger_file = Journal(folder / "ledger.jsonl")
+        self._quarantine = Journal(folder / quarantine.FILE)
+        self._held_out: Mapping[str, Mapping[str, int]] = {}
         self._waiting: Step | None = None
         # A stage that begins has nothing yet, not even the held-out loss of step 0.
         last = state.step or -1
         with ranks.together():
-            for journal in (self._log, self._ledger_file) if ranks.main else ():
+            for journal in (self._log, self._ledger_file, self._quarantine) if ranks.main else ():
                 journal.rewind(state.stage, last)
+            held = self._quarantine.read() if ranks.main else ()
+            self._in_quarantine = {(line["source"], line["index"], line["mark"]) for line in held}
 
     def add(self, step: Step) -> None:
         """Takes a step; settles the one before."""
@@ -69,8 +77,8 @@ class Books:
             if self._ranks.main:
                 self._write(step)
                 self._note(entries, step.number, held_out=False)
-        self.ledger.add(int(totals.used), entries, int(totals.trimmed))
-        self.state = self.state.moved(ledger=dict(self.ledger.counts))
+        self.ledger.add(len(step.data.rows), step.learned, entries)
+        self.state = self.state.moved(ledger={name: dict(counts) for name, counts in self.ledger.counts.items()})
 
     def _all(self, entries: Sequence[Entry]) -> list[Entry]:
         """Returns those of all processes."""
@@ -78,8 +86,11 @@ class Books:
 
     def _note(self, entries: Sequence[Entry], step: int, held_out: bool) -> None:
         for row in entries:
-            line = {"row": row.row, "fate": row.fate, "reason": row.reason, "held_out": held_out}
-            self._ledger_file.write(self.state.stage, step, line)
+            line = {"source": row.source, "row": row.row, "fate": row.fate, "reason": row.reason}
+            self._ledger_file.write(self.state.stage, step, {**line, "held_out": held_out, "known": row.known})
+            if row.lost and (row.source, row.index, row.mark) not in self._in_quarantine:
+                self._in_quarantine.add((row.source, row.index, row.mark))
+                self._quarantine.write(self.state.stage, step, quarantine.line(row))
 
     def _write(self, step: Step) -> None:
         by_source = step.loss_by_source(self._sources)
@@ -125,14 +136,24 @@ class Books:
                 }
                 self._log.write(self.state.stage, self.state.step, {"name": self.state.name, "media": line})
 
-    def evaluated(self, loss: float, entries: Sequence[Entry], rows: int) -> bool:
+    def close(self) -> None:
+        """Books at a stage's end what became of its rows."""
+        self.flush()
+        with self._ranks.together():
+            if self._ranks.main:
+                lines = [line for line in self._ledger_file.read() if line["stage"] == self.state.stage]
+                why = [reasons(_entry(line) for line in lines if line["held_out"] is held) for held in (False, True)]
+                found = Outcome(Rows(self.ledger.counts, why[0]), Rows(self._held_out, why[1]))
+                self._log.write(self.state.stage, self.state.step, {"name": self.state.name, **found.as_dict()})
+
+    def evaluated(self, loss: float, booked: Booked, rows: int) -> bool:
         """Books a held-out loss after the last step; returns whether it is the stage's lowest so far.
 
         That of before the first step is only written down: there is no checkpoint that it belongs to.
 
         Args:
             loss: over the rows that can be scored; NaN if none has anything to score.
-            entries: this process's share of the lines for the ledger.
+            booked: what became of this process's share of the rows.
             rows: how many were to be scored.
 
         Raises:
@@ -140,7 +161,8 @@ class Books:
         """
         self.flush()
         # Each evaluation has the same rows: how they are used is said once.
-        entries = self._all([entry for entry in entries if entry.lost or not self.state.step])
+        entries = self._all([entry for entry in booked.entries if entry.lost or not self.state.step])
+        learned = sum(self._ranks.gather(booked.learned), Counter[tuple[int, Fate]]())
         number = loss if math.isfinite(loss) else None
         with self._ranks.deferred():
             if self._ranks.main:
@@ -148,8 +170,9 @@ class Books:
                 line = {"name": self.state.name, "held_out_loss": number}
                 self._log.write(self.state.stage, self.state.step, line)
                 self._track({"held_out_loss": loss})
-        lost = sum(entry.lost for entry in entries)
-        Ledger(rows, self.ledger.budget).add(rows - lost, entries)
+        ledger = Ledger(self._sources, rows, self.ledger.budget)
+        ledger.add(rows, learned, entries)
+        self._held_out = ledger.counts
         if not self.state.step:
             return False
         better = number is not None and (self.state.best is None or number < self.state.best)
@@ -158,3 +181,7 @@ class Books:
         else:
             self.state = self.state.moved(stale=self.state.stale + 1)
         return better
+
+
+def _entry(line: Mapping[str, Any]) -> Entry:
+    return Entry(line["row"], line["fate"], line["reason"], line["source"])

@@ -224,6 +224,7 @@ def _rows(
             yield "notes", f"stage {stage.name}: {sum(count)} {what.format(rows)}"
     for row in lost[:_SHOWN]:
         yield "notes" if read else "problems", f"stage {stage.name}: {row.reason}"
+    lost = [row for row in lost if not row.known]
     if len(lost) > stage.recipe.budget * len(pairs):
         counts = ", ".join(f"{count} {fate}" for fate, count in Counter(row.fate for row in lost).items())
         budget = f"the budget is {stage.recipe.budget:.1%}"

@@ -212,7 +212,7 @@ def step_of(batches: Iterable[Batch]) -> StepData:
         rows=np.zeros(0, np.int64),
         micro=micro,
         entries=(),
-        used=sum(len(batch.ids) for batch in micro),
+        learned={},
         weight=float(sum(batch.targets.weight.sum(dtype=torch.float64).item() for batch in micro)),
         targets=sum(len(batch.targets.token) for batch in micro),
         tokens=sum(int(batch.mask.sum()) for batch in micro),

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -13,8 +13,10 @@ from transformers import PreTrainedTokenizerFast
 from mmsft import assets
 from mmsft.adapters import adapter_spec
 from mmsft.config import Origins, RecipeConfig, RunConfig, StageConfig, read_config
+from mmsft.data import quarantine
 from mmsft.data.chat import ChatEncoder
 from mmsft.data.encoding import Encoding
+from mmsft.data.ledger import Entry
 from mmsft.data.media_reader import MediaReader
 from mmsft.data.mixture import Measures, Mixture
 from mmsft.data.seq2seq import Sides
@@ -48,6 +50,9 @@ class Run:
     config: RunConfig
     origins: Origins
     _mixtures: dict[str, Mixture] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _quarantines: dict[str, dict[tuple[int, int], Entry]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def folder(self) -> Path:
@@ -96,12 +101,27 @@ class Run:
             packs: whether the model takes packs of trees.
         """
         encoder = self.encoder(stage.recipe)
-        return Encoding(encoder, self.reader, stage.micro_tokens, packs, self.token_store(encoder))
+        encoding = Encoding(encoder, self.reader, stage.micro_tokens, packs, self.token_store(encoder))
+        return replace(encoding, known=self.quarantined(stage.recipe, encoding))
 
     def token_store(self, encoder: ChatEncoder) -> TokenStore | None:
         """Returns where an encoder's rows are kept once they are tokenised; None = nowhere."""
         kept = self.config.tokens
         return TokenStore.of(root(kept, "tokens"), int(kept.limit), encoder) if kept else None
+
+    def quarantined(self, recipe: RecipeConfig, encoding: Encoding) -> dict[tuple[int, int], Entry]:
+        """Returns the rows (source, row) that the recipe's quarantine names; looked at once for all that ask.
+
+        Raises:
+            MmsftError: it can't be read.
+        """
+        if recipe.quarantine is None:
+            return {}
+        key = recipe.model_dump_json()
+        if key not in self._quarantines:
+            path = assets.resolve(recipe.quarantine)
+            self._quarantines[key] = quarantine.known(path, self.mixture(recipe), encoding.reads)
+        return self._quarantines[key]
 
     def order_seed(self, stage: StageConfig) -> int:
         """Returns the seed of a stage's order and dropout: stages on one recipe see it in different orders."""
@@ -155,7 +175,7 @@ class Run:
             with problems.collect():
                 template_in_file(stage.recipe.template)
             with problems.collect():
-                self.encoder(stage.recipe)
+                self.encoding(stage)
         with problems.collect():
             self.starts(last)
         problems.tell()

@@ -1,4 +1,4 @@
-"""What a recipe's rules for its rows come to on the first of them: smaller media."""
+"""What a recipe's rules for its rows come to on the first of them: its quarantine, and smaller media."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -23,6 +23,10 @@ def rules(run: Run, stage: StageConfig, pairs: Ints) -> Iterator[tuple[str, str]
         for pair in pairs:
             with suppress(DataError):  # told with the rows
                 talks.append(mixture.conversation(pair))
+    if recipe.quarantine is not None:
+        known = len(run.encoding(stage).known)
+        what = "are as they were, and aren't read; if it names others, these have changed, or are read otherwise"
+        yield "facts", f"stage {stage.name}: quarantine: {known:,} rows that it names {what}, and are read again"
     found = [*_shrinking(run, talks)] if recipe.too_long == "shrink" else []
     yield from ((kind, f"stage {stage.name}: {text}") for kind, text in found)
 

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from mmsft.assistant import Assistant
 from mmsft.config import StageConfig, dump_config
 from mmsft.data.encoding import Encoding, Share
-from mmsft.data.ledger import Entry, Ledger
+from mmsft.data.ledger import Booked, Ledger
 from mmsft.data.loader import held_out_batches, read_steps, sample_of
 from mmsft.data.mixture import Mixture
 from mmsft.errors import CheckpointError, ConfigError, DataError, MmsftError
@@ -217,8 +217,9 @@ def _trained(
     state = state.moved(rows=_rows_as_before(mixture, state))
     steps = steps_of(run, stage, encoding, Share(ranks.rank, ranks.count))
     state = state.moved(steps=len(steps))
-    ledger = Ledger(min(steps.limit, mixture.epoch), stage.recipe.budget, state.ledger)
-    books = Books(run.folder, state, ledger, [source.name for source in mixture.sources], ranks)
+    names = [source.name for source in mixture.sources]
+    ledger = Ledger(names, min(steps.limit, mixture.epoch), stage.recipe.budget, state.ledger)
+    books = Books(run.folder, state, ledger, names, ranks)
     trainer = Trainer(
         model=ranks.wrap(model),
         optimizer=optimizer,
@@ -243,6 +244,8 @@ def _trained(
         if stage.evaluate and (over or steps.due(stage.evaluate.every, step.number - 1)):
             improved = _evaluate(session, trainer, stage, mixture, encoding, books)
             over = over or _patience_is_over(stage, books.state)
+        if over:
+            books.close()
         if over or improved or steps.due(run.config.save.every, step.number - 1):
             _save(session, books, optimizer, over)
         if over:
@@ -333,11 +336,11 @@ def _evaluate(
     """Measures and books the held-out loss; returns whether it is the stage's lowest."""
     ranks, rows = session.ranks, stage.evaluate.rows if stage.evaluate else None
     pairs = mixture.held_out[:rows]
-    lost: list[Entry] = []
+    booked = Booked()
     sample = sample_of(mixture, pairs, Share(ranks.rank, ranks.count))
-    batches = held_out_batches(mixture, encoding, sample, lost)
+    batches = held_out_batches(mixture, encoding, sample, booked)
     loss = held_out_loss(session.model, batches, ranks, trainer.sources, sample.division)
-    return books.evaluated(loss, lost, len(pairs))
+    return books.evaluated(loss, booked, len(pairs))
 
 
 def _patience_is_over(stage: StageConfig, state: State) -> bool:

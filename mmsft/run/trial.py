@@ -103,7 +103,7 @@ def measure(job: _Job) -> Trial:
     model.checkpoint_activations(stage.activation_checkpointing)
     micro = (job.batch,) * (1 + job.accumulates)
     weight, targets = float(job.batch.targets.weight.sum()) * len(micro), len(job.batch.targets.token) * len(micro)
-    steps = [StepData(n, mixture.train[:0, 0], micro, (), 1, weight, targets, targets, 0) for n in range(2)]
+    steps = [StepData(n, mixture.train[:0, 0], micro, (), {}, weight, targets, targets, 0) for n in range(2)]
     seconds = [step.seconds for step in train(trainer, steps, len(steps))]
     peak = torch.cuda.max_memory_allocated() if cuda else resident(most=True) - before
     return Trial(peak, seconds[-1] / len(micro))

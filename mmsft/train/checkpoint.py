@@ -36,7 +36,7 @@ class State:
         done: the stage is over, be it that it stopped early.
         tokens: read by all processes in the stage.
         order: hash of the rows seen.
-        ledger: what became of the rows.
+        ledger: what became of the rows, by source.
         best: lowest validation loss in the stage.
         best_at: the step with it.
         stale: evaluations since.
@@ -52,7 +52,7 @@ class State:
     done: bool = False
     tokens: int = 0
     order: str = ""
-    ledger: Mapping[str, int] = field(default_factory=dict)
+    ledger: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     best: float | None = None
     best_at: int | None = None
     stale: int = 0

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mmsft.data.ledger import Fate, Learned
 from mmsft.data.loader import StepData, refuse_other_rows
 from mmsft.errors import Diverged, OutOfMemory
 from mmsft.objectives import Loss
@@ -22,6 +23,7 @@ from mmsft.types import Batch
 
 _CPU_IS_FULL: Final = "DefaultCPUAllocator"
 """In the message of the RuntimeError with which torch refuses main memory."""
+_LEARNED: Final[tuple[Fate, ...]] = ("used", "trimmed")
 Objective = Callable[[nn.Module, Batch, int], Loss]
 
 
@@ -31,8 +33,6 @@ class Totals(NamedTuple):
     Attributes:
         grad_norm: of the gradient before clipping.
         weight: of all targets.
-        used: rows that were learned from.
-        trimmed: those of them of which something was too long and left out.
         entries: lines for the ledger.
         targets: learned tokens.
         tokens: that the model read, padding not counted.
@@ -45,8 +45,6 @@ class Totals(NamedTuple):
 
     grad_norm: float
     weight: float
-    used: float
-    trimmed: float
     entries: float
     targets: float
     tokens: float
@@ -55,6 +53,15 @@ class Totals(NamedTuple):
     odds: float
     loss_sum: float
     loss_count: float
+
+
+class _OfSource(NamedTuple):
+    """What a step comes to of one source, over all processes: the loss's sum and count, and rows learned from."""
+
+    loss_sum: float
+    loss_count: float
+    used: float
+    trimmed: float
 
 
 @dataclass
@@ -66,7 +73,8 @@ class Step:
         steps: in the whole stage.
         lr: rate by pattern of the stage's `train`.
         data: this process's share of what was learned from.
-        fetch: gives the totals, and sum and count per source.
+        sources: number of sources of the recipe.
+        fetch: gives the totals, then by source the loss's sum and count and the rows used and trimmed.
         seconds: waiting for data and computing; what is done between the steps doesn't count.
     """
 
@@ -75,6 +83,7 @@ class Step:
     lr: dict[str, float]
     data: StepData
     fetch: Callable[[], list[float]] = field(repr=False)
+    sources: int = 1
     seconds: float = 0.0
 
     @cached_property
@@ -118,9 +127,22 @@ class Step:
 
     def loss_by_source(self, names: Sequence[str]) -> dict[str, float]:
         """The step's loss on the rows of each source that took part."""
-        first = len(Totals._fields)
-        sums, counts = self._values[first::2], self._values[first + 1 :: 2]
-        return {name: total / count for name, total, count in zip(names, sums, counts, strict=True) if count}
+        found = zip(names, self._by_source, strict=True)
+        return {name: each.loss_sum / each.loss_count for name, each in found if each.loss_count}
+
+    @property
+    def learned(self) -> Learned:
+        """How many rows of the global step were learned from, by source and fate."""
+        found: dict[tuple[int, Fate], int] = {}
+        for source, each in enumerate(self._by_source):
+            found |= {(source, "used"): int(each.used), (source, "trimmed"): int(each.trimmed)}
+        return {kind: count for kind, count in found.items() if count}
+
+    @property
+    def _by_source(self) -> list[_OfSource]:
+        first, width = len(Totals._fields), len(_OfSource._fields)
+        starts = range(first, first + width * self.sources, width)
+        return [_OfSource(*self._values[start : start + width]) for start in starts]
 
 
 @dataclass(frozen=True)
@@ -174,7 +196,7 @@ def train(trainer: Trainer, data: Iterable[StepData], steps: int) -> Iterator[St
             weighed, sums = backward(trainer, item)
             norm = torch.nn.utils.clip_grad_norm_(parameters, trainer.clip or math.inf)
             fetch = trainer.ranks.fetch(torch.cat([norm.detach().reshape(1).to(sums.dtype), sums]))
-            step = Step(item.number + 1, steps, lr, item, fetch)
+            step = Step(item.number + 1, steps, lr, item, fetch, trainer.sources)
             # On a GPU the check of a step waits until the next one is under way, so that the device never idles.
             if trainer.ranks.device.type == "cpu":
                 check(step)
@@ -196,18 +218,12 @@ def backward(trainer: Trainer, item: StepData) -> tuple[Callable[[], bool], Tens
 
     Returns:
         Whether anything was learned: if not, Adam would still move the weights by the momentum of steps before. Asking
-        waits for the device to reach this step, not for its end. And `Totals` from `weight` on, then sum and count per
-        source.
+        waits for the device to reach this step, not for its end. And what `Step.fetch` is to give, from `weight` on.
     """
     ranks = trainer.ranks
-    rows = (item.used, item.trimmed, len(item.entries))
-    shares = (item.weight, *rows, item.targets, item.tokens, item.spared, ranks.failing)
-    # Filled in on the device: a copy from ordinary memory would wait for the step before.
-    filled = [
-        torch.full((), float(share), dtype=ranks.wide, device=ranks.device)
-        for share in (*shares, ranks.odds(item.division))
-    ]
-    counts = ranks.total(torch.stack(filled))
+    shares = (item.weight, len(item.entries), item.targets, item.tokens, item.spared, ranks.failing)
+    rows = [item.learned.get((source, fate), 0) for source in range(trainer.sources) for fate in _LEARNED]
+    counts = ranks.total(ranks.placed([*shares, ranks.odds(item.division), *rows]))
     known = ranks.fetch(counts)
     # The processes' gradients are averaged, so each contributes its sum times their number; a step in which nothing
     # can be learned leaves zero gradients rather than 0 ÷ 0.
@@ -220,7 +236,9 @@ def backward(trainer: Trainer, item: StepData) -> tuple[Callable[[], bool], Tens
                 loss = trainer.objective(trainer.model, batch, trainer.sources)
             (loss.sum * scale).backward()
         sums += torch.cat([torch.stack([loss.sum.detach(), loss.count]), loss.by_source.reshape(-1)])
-    return lambda: known()[0] > 0, torch.cat([counts, ranks.total(sums)])
+    sums, first = ranks.total(sums), len(counts) - len(rows)
+    by_source = torch.stack([sums[2::2], sums[3::2], counts[first::2], counts[first + 1 :: 2]], 1)
+    return lambda: known()[0] > 0, torch.cat([counts[:first], sums[:2], by_source.reshape(-1)])
 
 
 @contextmanager

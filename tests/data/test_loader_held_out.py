@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mmsft.data.encoding import Share
-from mmsft.data.ledger import Entry
+from mmsft.data.ledger import Booked, Entry
 from mmsft.data.loader import held_out_batches, sample_of
 from mmsft.data.mixture import Mixture
 from mmsft.eval.loss import held_out_loss
@@ -30,12 +30,14 @@ def run_of(lab: Lab, join: str | None) -> Run:
 def batches(run: Run, ranks: int, window: int) -> tuple[list[Batch], list[Entry]]:
     [stage] = run.config.stages
     mixture, encoding = run.mixture(stage.recipe), run.encoding(stage)
-    entries: list[Entry] = []
+    booked = Booked()
     samples = [sample_of(mixture, mixture.held_out, Share(rank, ranks)) for rank in range(ranks)]
     assert len({sample.division for sample in samples}) == 1
     assert sorted(np.concatenate([sample.pairs for sample in samples]).tolist()) == sorted(mixture.held_out.tolist())
-    found = [held_out_batches(mixture, encoding, sample, entries, window) for sample in samples]
-    return [batch for some in found for batch in some], entries
+    found = [held_out_batches(mixture, encoding, sample, booked, window) for sample in samples]
+    whole = [batch for some in found for batch in some]
+    assert booked.learned.total() + len(booked.entries) == len(mixture.held_out)
+    return whole, booked.entries
 
 
 @pytest.mark.parametrize(("ranks", "window"), [(1, 64), (1, 7), (2, 64), (3, 5)])

@@ -51,9 +51,19 @@ def test_the_page_runs_and_its_lists_are_what_a_run_writes(desk: Path, monkeypat
     steps = [line for line in log if "loss" in line]
     evaluations = [line for line in log if "held_out_loss" in line]
     media = [line for line in log if "media" in line]
-    for rows, remark in ((steps, "step"), (evaluations, "evaluation"), (media, "media"), (ledger, "ledger")):
+    outcomes = [line for line in log if "trained" in line]
+    lost = lines(run / "quarantine.jsonl")
+    for rows, remark in [
+        (steps, "step"),
+        (evaluations, "evaluation"),
+        (outcomes, "rows"),
+        (media, "media"),
+        (ledger, "ledger"),
+        (lost, "quarantine"),
+    ]:
         assert {frozenset(line) for line in rows} == {frozenset(first_column(listed(f"fields: {remark}")))}
-    assert len(log) == len(steps) + len(evaluations) + len(media)
+    assert len(log) == len(steps) + len(evaluations) + len(outcomes) + len(media)
+    assert {line["row"] for line in lost} == {line["row"] for line in ledger}
     assert [line["step"] for line in evaluations] == [0, 2, 4]
     assert {line["fate"] for line in ledger} == set(get_args(Fate)) - {"used", "trimmed"} == {"dropped", "failed"}
     assert list(variables["losses"].values()) == [loss for *_, loss in losses(run)]

@@ -195,7 +195,7 @@ def test_a_mean_of_means_in_the_loop(lab: Lab, monkeypatch: Patch) -> None:
     real = loop.backward
 
     def averaged(trainer: Trainer, item: StepData) -> Any:
-        totals = [real(trainer, replace(step_of([batch]), used=0))[1] for batch in item.micro]
+        totals = [real(trainer, step_of([batch]))[1] for batch in item.micro]
         for parameter in trainer.model.parameters():
             if parameter.grad is not None:
                 parameter.grad /= len(item.micro)

@@ -33,7 +33,7 @@ def test_rows_that_a_template_makes_run_as_threads_are_used_and_ledgered_once(la
     # Of four epochs or more and three evaluations, the first of each says it.
     assert sorted(entry["held_out"] for entry in entries) == [False, True]
     assert all("thread of its own" in entry["reason"] for entry in entries)
-    assert saved(run.folder)[-1].ledger == {"used": 4 * batch}
+    assert saved(run.folder)[-1].ledger["turns"] == {"used": 4 * batch}
 
 
 def test_a_thread_too_long_is_noted_by_check_and_ledgered_and_its_row_used(lab: Lab) -> None:
@@ -59,6 +59,6 @@ def test_a_thread_too_long_is_noted_by_check_and_ledgered_and_its_row_used(lab: 
     assert entry["reason"].startswith("1 of 3 threads too long")
     assert f"stage align: ranked.jsonl:1: {entry['reason']}" in notes
     assert "stage align: 1 threads or turns of 1 rows are left out: too long" in notes
-    assert saved(run.folder)[-1].ledger == {"used": 4, "trimmed": 4}
+    assert saved(run.folder)[-1].ledger == {"rows": {"used": 4, "trimmed": 4}}
     # yes, no and yes, each with the end of its turn
     assert steps[0].targets == sum(len(run.tokenizer(said)["input_ids"]) + 1 for said in ("yes", "no", "yes"))

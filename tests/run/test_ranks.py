@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mmsft.data.ledger import FATES
 from mmsft.parallel import Ranks
 from mmsft.run import load_run
 from tests.makers import Lab, finish, lines, losses, row, saved, tensors_of, write_rows
@@ -67,6 +68,20 @@ def stages(lab: Lab, join: str | None = None) -> list[dict[str, Any]]:
     return [first | shared, lab.stage("all", batch="2 examples", duration="1 epoch", train=every) | shared]
 
 
+def outcomes(folder: Path) -> list[dict[str, Any]]:
+    """Returns what became of the rows of each stage, whose fates add up to them."""
+    found = [
+        {part: line[part]["sources"] for part in ("trained", "held_out")}
+        for line in lines(folder / "log.jsonl")
+        if "trained" in line
+    ]
+    assert len(found) == 2
+    assert [stage["trained"]["rows"]["rows"] + stage["held_out"]["rows"]["rows"] for stage in found] == [15, 15]
+    for rows in (part["rows"] for stage in found for part in stage.values()):
+        assert sum(rows[fate] for fate in FATES) == rows["rows"]
+    return found
+
+
 @pytest.mark.parametrize(("join", "pictures"), [(None, 8), ("shared_prefix", 5)])
 def test_two_processes_learn_what_one_learns(tmp_path: Path, join: str | None, pictures: int) -> None:
     lab = Lab.make(tmp_path)
@@ -98,6 +113,8 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path, join: str | None, p
             sorted(str([line.get(key) for key in keys]) for line in lines(run / file)) for run in (one.folder, folder)
         ]
         assert found[0] == found[1]
+    assert outcomes(folder) == outcomes(one.folder)
+    assert any(part["rows"]["failed"] for part in outcomes(folder)[0].values())
     held_out = [
         [line["held_out_loss"] for line in lines(run / "log.jsonl") if "held_out_loss" in line]
         for run in (one.folder, folder)

@@ -71,7 +71,7 @@ def test_rows_of_many_pictures_are_trained_on_with_smaller_ones_and_the_ledger_h
     steps = finish(run)
     assert [step.data.used for step in steps] == [3] * 4
     assert steps[-1].loss < steps[0].loss
-    assert saved(run.folder)[-1].ledger == {"used": 6, "trimmed": 6}
+    assert saved(run.folder)[-1].ledger == {"rows": {"used": 6, "trimmed": 6}}
     told = {entry["row"]: entry for entry in lines(run.folder / "ledger.jsonl")}
     assert set(told) == {"rows.jsonl:2", "rows.jsonl:5", "rows.jsonl:6"}
     assert {entry["fate"] for entry in told.values()} == {"trimmed"}
@@ -115,7 +115,7 @@ def test_what_does_not_fit_at_its_smallest_is_dropped_with_the_reason(tmp_path: 
     lab = lab_of(tmp_path, [*MIXED[:4], row(6, 2, words=30)])
     run = run_of(lab, recipe={"budget": 0.5})
     finish(run)
-    assert saved(run.folder)[-1].ledger == {"used": 6, "trimmed": 2, "dropped": 2}
+    assert saved(run.folder)[-1].ledger == {"rows": {"used": 6, "trimmed": 2, "dropped": 2}}
     [reason] = {entry["reason"] for entry in lines(run.folder / "ledger.jsonl") if entry["fate"] == "dropped"}
     assert "with its media read as small as they can be it has" in reason
 
@@ -128,9 +128,9 @@ def test_where_nothing_can_shrink_check_says_so_and_rows_are_dropped(tmp_path: P
     run = run_of(lab, tower=tower, adapter=adapter, recipe={"budget": 0.9})
     report = check(run)
     assert any("too_long: shrink, and no image medium can be read to fewer tokens" in it for it in report.problems)
-    dropped = [reason for reason in audit(run).stages[0].reasons if reason.fate == "dropped"]
+    dropped = [reason for reason in audit(run).stages[0].outcome.trained.reasons if reason.fate == "dropped"]
     assert dropped
-    assert all("its image media can't be read smaller" in reason.text for reason in dropped)
+    assert all("its image media can't be read smaller" in reason.first for reason in dropped)
 
 
 def test_check_says_what_shrinks_and_refuses_it_without_a_tower(tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ def steps(folder: Path) -> list[int]:
 
 
 def test_weights_and_optimiser_come_back_to_the_bit(saved: Saved, tmp_path: Path) -> None:
-    path = saved.save(1, tokens=7, ledger={"used": 3}, config={"a": [1]})
+    path = saved.save(1, tokens=7, ledger={"rows": {"used": 3}}, config={"a": [1]})
     other = Saved(tmp_path / "other")
     other.step()
     assert ckpt.restore_weights(path, other.model) == set(saved.learning)
@@ -61,7 +61,7 @@ def test_weights_and_optimiser_come_back_to_the_bit(saved: Saved, tmp_path: Path
     other.step()
     assert all(torch.equal(parameter, other.names[name]) for name, parameter in saved.names.items())
     [found] = ckpt.complete(saved.folder)
-    assert found.state == State(0, "align", 1, 9, tokens=7, ledger={"used": 3}, config={"a": [1]})
+    assert found.state == State(0, "align", 1, 9, tokens=7, ledger={"rows": {"used": 3}}, config={"a": [1]})
 
 
 def test_who_may_read_one_file_may_read_all(saved: Saved) -> None:
