@@ -159,6 +159,7 @@ def evaluate(
     """Score the answers on held-out rows. Exact match, overall and for each tag of the recipe."""
     from mmsft.assistant import swap_media
     from mmsft.eval.accuracy import accuracy
+    from mmsft.eval.sensitivity import by_wording, sensitivity, told
     from mmsft.run import load_run, open_run
     from mmsft.run.open import held_out
 
@@ -169,9 +170,10 @@ def evaluate(
     if shuffled:
         conversations = swap_media(conversations, opened.config.seed)
     score = accuracy(assistant.blind() if blank else assistant, conversations, max_new_tokens)
+    wordings = by_wording(conversations, score.answers, drawn.sources)
     if as_json:
         values = {"accuracy": score.accuracy, "rows": len(score.answers), "lost": len(drawn.lost)}
-        _print({**values, "by_tag": score.by_tag})
+        _print({**values, "by_tag": score.by_tag, "by_wording": wordings, "sensitivity": sensitivity(wordings)})
         return
     if drawn.lost:
         typer.echo(f"{len(drawn.lost)} rows lost: {drawn.lost[0]}")
@@ -179,6 +181,8 @@ def evaluate(
     for tag, values in score.by_tag.items():
         for value, part in values.items():
             typer.echo(f"  {tag} {value}: {part:.1%}")
+    for line in told(wordings):
+        typer.echo(line)
 
 
 @app.command()

@@ -92,6 +92,20 @@ def test_an_averaged_grid_knows_the_one_that_the_encoder_gives(side: int, shape:
     assert small.whole == whole.whole == whole
 
 
+def test_tags_of_a_turn_are_those_of_what_follows_it_and_go_before_the_conversations() -> None:
+    ask, answer = Turn("user", (Text("?"),), parent=ROOT, tags=(("wording", "a"),)), Turn("assistant", (Text("!"),))
+    other = dataclasses.replace(ask, tags=(("wording", "b"), ("kind", "own")))
+    talk = Conversation("r:1", (ask, answer, other, answer), {"kind": "all"})
+    paths = talk.threads()
+    assert [talk.tags_of(path) for path in paths] == [
+        {"kind": "all", "wording": "a"}, {"kind": "own", "wording": "b"},
+    ]  # fmt: skip
+    chain = talk.chain(paths[1])
+    assert chain.tags == {"kind": "own", "wording": "b"}
+    assert [turn.text for turn in chain.turns] == ["?", "!"]
+    assert chain.threads() == ((0, 1),)
+
+
 def test_map_reaches_every_tensor_of_a_batch() -> None:
     whole = torch.zeros(1, 2, dtype=torch.int64)
     flat = torch.zeros(1, dtype=torch.int64)
@@ -102,7 +116,7 @@ def test_map_reaches_every_tensor_of_a_batch() -> None:
         input_ids=whole,
         positions=whole,
         mask=whole.bool(),
-        targets=BatchTargets(flat, flat, flat.float(), flat),
+        targets=BatchTargets(flat, flat, flat.float(), flat, flat),
         media={"image": MediaBatch((group,), (MediaUse(0, 0, 1, 0),), flat, flat)},
     )
     seen: list[torch.Tensor] = []

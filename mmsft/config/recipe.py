@@ -219,6 +219,7 @@ class RecipeConfig(Strict):
         budget: part of the rows that may be lost before the run stops; those of `quarantine` don't count.
         quarantine: a ``quarantine.jsonl`` of an earlier run or of `mmsft data check`: rows that it names are lost
             without being read, unless they, their media or how they are read have changed.
+        loss_by: a tag by whose values losses are logged, within each source: ``wording``, or one of the `tags`.
         template_kwargs: variables for the template, e.g. ``enable_thinking``.
         join: ``shared_prefix`` lets rows of a source that begin alike (same system message, and the same first question
             up to its last medium, or all of it where it has none) follow one another, so that what those of one step
@@ -238,6 +239,7 @@ class RecipeConfig(Strict):
     validation: ValidationConfig | None = None
     budget: Fraction = 0.01
     quarantine: Name | None = None
+    loss_by: Name | None = None
     template_kwargs: dict[str, Any] = Field(default_factory=dict)
     join: Literal["shared_prefix"] | None = None
     join_limit: int | None = Field(default=None, ge=2)

@@ -77,6 +77,7 @@ class ChatEncoder:
         slots: what a medium occupies among the tokens.
         contexts: what adapters read of the turns in which media stand.
         readings: how a medium can be read, as it is first, then to fewer and fewer tokens.
+        loss_by: the tag whose values number the targets; None = they aren't numbered.
         data_tokens: added tokens that rows may use, ``decoder.new_tokens``, except for those that the template or the
             tokenizer itself uses; every other one stays text in a row.
         sides: for an encoder–decoder: each learned turn is then a reply to a prompt of its own.
@@ -91,6 +92,7 @@ class ChatEncoder:
     slots: Callable[[Media], Layout] = no_tower
     contexts: Contexts = field(default_factory=dict)
     readings: Callable[[Media], Sequence[Reading]] = no_readings
+    loss_by: str | None = None
     data_tokens: tuple[str, ...] = ()
     sides: Sides | None = None
     _guard: Guard = field(init=False, repr=False)
@@ -315,6 +317,8 @@ class ChatEncoder:
         id = draft.conversation.id
         for which, (strand, *reply) in draft.threads.items():
             thread = strand.encoded(id, source, threads if self.learn == "all" else ())
+            if self.loss_by is not None:
+                thread = replace(thread, values=(draft.conversation.tags_of(which.path).get(self.loss_by, ""),))
             try:
                 threads.append(self._fitting(joined(thread, reply[0].encoded(id, source)) if reply else thread))
             except TooLong as error:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmsft.data.groups import merged
 from mmsft.data.media_reader import Kept, Loaded, MediaReader
 from mmsft.data.prefix import lay_out
 from mmsft.modalities.spec import Modality
@@ -18,6 +19,7 @@ from mmsft.types import (
     Context,
     Encoded,
     Grid,
+    Group,
     Ints,
     Media,
     MediaBatch,
@@ -114,14 +116,16 @@ def _batch(
         input_ids.reshape(-1)[place] = row.input_ids
         positions.reshape(-1)[place] = row.positions
         mask.reshape(-1)[place] = True
+    targets, groups = _grouped(_targets(rows, places), rows)
     return Batch(
         ids=tuple(row.id for row in rows),
         input_ids=torch.from_numpy(input_ids),
         positions=torch.from_numpy(positions),
         mask=torch.from_numpy(mask),
-        targets=_targets(rows, places),
+        targets=targets,
         media=_media(rows, places, reader, loaded),
         rows=tuple(dict.fromkeys(id for row in rows for id in row.ids)),
+        groups=groups,
     )
 
 
@@ -134,6 +138,13 @@ def _targets(rows: Sequence[Encoded], places: Sequence[Ints]) -> BatchTargets:
         weight=torch.from_numpy(np.concatenate([row.targets.weight for row in rows])),
         source=torch.from_numpy(np.concatenate(source)),
     )
+
+
+def _grouped(targets: BatchTargets, rows: Sequence[Encoded]) -> tuple[BatchTargets, tuple[Group, ...]]:
+    """Returns the targets with the numbers of their groups, and the groups; there may be none."""
+    names = [[Group(row.source, value) for value in row.values] for row in rows]
+    groups, number = merged(names, [row.targets.group for row in rows])
+    return (replace(targets, group=torch.from_numpy(number)) if groups else targets), groups
 
 
 def _media(

@@ -217,7 +217,7 @@ def open_source(config: SourceConfig, name: str, count: Callable[[], Callable[[s
 def _reading(config: SourceConfig, by: Wordings | str, root: MediaRoot) -> str:
     """Returns all that decides how a source's rows are read."""
     where = root if isinstance(root, Path) else root.file.path
-    return repr((by, sorted(config.columns.items()), config.options, str(where)))
+    return repr((by, sorted(config.columns.items()), config.tags, config.options, str(where)))
 
 
 class _Found(NamedTuple):

@@ -165,7 +165,7 @@ def identity(encoder: ChatEncoder) -> str:
         hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest(),
         sorted(encoder.tokenizer.named.items()),
         repr(encoder.template),
-        (encoder.learn, encoder.length, encoder.too_long, encoder.data_tokens, repr(encoder.sides)),
+        (encoder.learn, encoder.length, encoder.too_long, encoder.data_tokens, repr(encoder.sides), encoder.loss_by),
         json.dumps(encoder.template_kwargs, sort_keys=True, default=repr),
         _code(),
     ]
@@ -205,8 +205,9 @@ def entry_of(encoded: Encoded, encoder: ChatEncoder) -> bytes | None:
     segments = [(segment.start, segment.end, segment.parent) for segment in encoded.segments]
     note = encoded.note.replace(encoded.id, _ID)
     told = [len(encoded), len(targets), segments, media, slots, note, encoded.left_out, bool(encoded.rows)]
+    told.append(encoded.values)
     head = json.dumps(told, ensure_ascii=False).encode(errors="surrogatepass")
-    numbers = [encoded.input_ids, encoded.positions, targets.position, targets.token]
+    numbers = [encoded.input_ids, encoded.positions, targets.position, targets.token, targets.group]
     numbers += [placed.slots for placed in encoded.media]
     body = np.concatenate(numbers).astype("<i4").tobytes() + targets.weight.astype("<f4").tobytes()
     return _HEADER.pack(crc32(body, crc32(head)), len(head)) + head + body
@@ -227,11 +228,11 @@ def encoded_of(entry: bytes, id: str, source: int, encoder: ChatEncoder) -> Enco
     start = _HEADER.size + length
     if crc32(entry[_HEADER.size :]) != checksum:
         return None
-    tokens, targets, segments, media, slots, note, left_out, joined = json.loads(entry[_HEADER.size : start])
-    ends = list(accumulate([tokens, tokens, targets, targets, *slots]))
+    tokens, targets, segments, media, slots, note, left_out, joined, values = json.loads(entry[_HEADER.size : start])
+    ends = list(accumulate([tokens, tokens, targets, targets, targets, *slots]))
     numbers = np.frombuffer(entry, "<i4", ends[-1], start).astype(np.int64)
     weight = np.frombuffer(entry, "<f4", targets, start + 4 * len(numbers)).astype(np.float32)
-    input_ids, positions, position, token, *places = (numbers[at:end] for at, end in pairwise([0, *ends]))
+    input_ids, positions, position, token, group, *places = (numbers[at:end] for at, end in pairwise([0, *ends]))
     placed = []
     for (modality, ref, options, occupied), where in zip(media, places, strict=True):
         medium = Media(modality, ref, tuple((name, value) for name, value in options))
@@ -246,11 +247,12 @@ def encoded_of(entry: bytes, id: str, source: int, encoder: ChatEncoder) -> Enco
         input_ids=input_ids,
         positions=positions,
         segments=tuple(Segment(*segment) for segment in segments),
-        targets=Targets(position, token, weight),
+        targets=Targets(position, token, weight, group),
         media=tuple(placed),
         source=source,
         note=note.replace(_ID, id),
         left_out=left_out,
+        values=tuple(values),
         rows=(id,) if joined else (),
     )
 

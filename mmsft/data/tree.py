@@ -7,6 +7,7 @@ from itertools import chain, pairwise
 
 import numpy as np
 
+from mmsft.data.groups import merged
 from mmsft.types import Encoded, Ints, Media, Placed, Segment, Targets
 
 _NAMED = 3
@@ -171,6 +172,7 @@ def _flat(root: _Node, threads: Sequence[Encoded], keys: list[Ints]) -> Encoded:
         if len(placed.slots) and node.start <= placed.slots[0] < node.end
     ]
     rows = tuple(dict.fromkeys(chain.from_iterable(thread.ids for thread in threads)))
+    values, group = merged([thread.values for thread in threads], [thread.targets.group for thread in threads])
     more = f" and {len(rows) - _NAMED} more" if len(rows) > _NAMED else ""
     return Encoded(
         id=", ".join(rows[:_NAMED]) + more,
@@ -181,9 +183,11 @@ def _flat(root: _Node, threads: Sequence[Encoded], keys: list[Ints]) -> Encoded:
             position=np.concatenate([place[t.targets.position] for place, t in zip(places, threads, strict=True)]),
             token=np.concatenate([thread.targets.token for thread in threads]),
             weight=np.concatenate([thread.targets.weight for thread in threads]),
+            group=group,
         ),
         media=tuple(media),
         source=threads[0].source,
+        values=values,
         rows=rows,
     )
 
@@ -271,6 +275,6 @@ def _thread(
         input_ids=np.concatenate([encoded.input_ids[span] for span in spans]),
         positions=positions,
         segments=_runs(positions),
-        targets=Targets(depth[targets.position[mine]], targets.token[mine], targets.weight[mine]),
+        targets=Targets(depth[targets.position[mine]], targets.token[mine], targets.weight[mine], targets.group[mine]),
         media=tuple(chain.from_iterable(media[index] for index in path)),
     )

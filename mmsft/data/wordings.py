@@ -95,7 +95,7 @@ class Wordings:
     seed: int = 0
 
     def __call__(self, record: Record, row: str) -> Conversation:
-        """Returns the row as a conversation, tagged with its wording.
+        """Returns the row as a conversation, tagged with its wording; of several, each branch is.
 
         Raises:
             NoTarget: no wording gives the row an answer.
@@ -104,8 +104,7 @@ class Wordings:
         if self.use == "all":
             return self._all(record, row)
         wording = self._named(record[WORDING]) if self.use == "each" else pick(row, WORDING, self.seed, self.wordings)
-        conversation = _conversation(wording, record, row)
-        return replace(conversation, tags={WORDING: wording.name})
+        return _conversation(wording, record, row)
 
     def _named(self, name: str) -> Wording:
         return next(wording for wording in self.wordings if wording.name == name)
@@ -122,8 +121,11 @@ class Wordings:
         if not branches:
             assert refused is not None
             raise refused
-        turns = [(replace(first, parent=ROOT), *rest) for first, *rest in (branch.turns for branch in branches)]
-        return replace(branches[0], turns=tuple(chain(*turns)))
+        turns = [
+            (replace(branch.turns[0], parent=ROOT, tags=tuple(branch.tags.items())), *branch.turns[1:])
+            for branch in branches
+        ]
+        return replace(branches[0], turns=tuple(chain(*turns)), tags={})
 
 
 @dataclass(frozen=True)
@@ -224,7 +226,7 @@ def _conversation(wording: Wording, record: Record, row: str) -> Conversation:
     question, answer, _ = wording.render(record, row)
     files = {name: record[name] for name in _MEDIA if name in record}
     turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return read_dialogue({**files, "system": wording.system}, row, turns)
+    return replace(read_dialogue({**files, "system": wording.system}, row, turns), tags={WORDING: wording.name})
 
 
 def _protected(value: Any) -> Any:

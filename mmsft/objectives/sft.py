@@ -16,11 +16,13 @@ class Loss:
         sum: scalar, with gradient.
         count: scalar.
         by_source: [sources, 2] the same sums and counts for each source, without gradient.
+        by_group: [groups, 2] likewise for each of the batch's groups; None = it has none.
     """
 
     sum: Tensor
     count: Tensor
     by_source: Tensor
+    by_group: Tensor | None = None
 
 
 def sft(model: nn.Module, batch: Batch, sources: int) -> Loss:
@@ -31,8 +33,11 @@ def sft(model: nn.Module, batch: Batch, sources: int) -> Loss:
         batch: on the model's device.
         sources: number of sources in the recipe.
     """
-    weight = batch.targets.weight
+    targets, weight = batch.targets, batch.targets.weight
     losses = model(batch) * weight
-    by_source = torch.zeros(sources, 2, device=losses.device)
-    by_source.index_add_(0, batch.targets.source, torch.stack([losses.detach(), weight], 1))
-    return Loss(losses.sum(), weight.sum(), by_source)
+    each = torch.stack([losses.detach(), weight], 1)
+    by_source = torch.zeros(sources, 2, device=losses.device).index_add_(0, targets.source, each)
+    by_group = None
+    if targets.group is not None:
+        by_group = torch.zeros(len(batch.groups), 2, device=losses.device).index_add_(0, targets.group, each)
+    return Loss(losses.sum(), weight.sum(), by_source, by_group)

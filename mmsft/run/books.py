@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmsft.config import RecipeConfig
 from mmsft.data import quarantine
 from mmsft.data.ledger import Booked, Entry, Fate, Ledger, reasons
 from mmsft.data.order import chain
+from mmsft.eval.loss import HeldOutLoss
 from mmsft.journal import Journal
+from mmsft.objectives.by_group import Sums, add_up, losses
 from mmsft.parallel import Ranks
 from mmsft.run.outcome import Outcome, Rows
 from mmsft.train.checkpoint import State
@@ -25,13 +28,17 @@ class Books:
         folder: of the run.
         state: where the stage stands; what was written after it is forgotten.
         ledger: of the stage.
+        recipe: of the stage.
         sources: the recipe's source names.
         ranks: the processes; the main one writes.
     """
 
-    def __init__(self, folder: Path, state: State, ledger: Ledger, sources: Sequence[str], ranks: Ranks) -> None:
+    def __init__(
+        self, folder: Path, state: State, ledger: Ledger, recipe: RecipeConfig, sources: Sequence[str], ranks: Ranks
+    ) -> None:
         self.state = state
         self.ledger = ledger
+        self._loss_by = recipe.loss_by
         self._sources = sources
         self._ranks = ranks
         self._log = Journal(folder / "log.jsonl")
@@ -71,11 +78,12 @@ class Books:
             with self._ranks.together():
                 pass
         entries = self._all(step.data.entries) if totals.entries else []
+        by_group = add_up(self._ranks.gather(step.by_group)) if self._loss_by else {}
         order = chain(self.state.order, step.data.rows)
         self.state = self.state.moved(step=step.number, tokens=self.state.tokens + step.tokens, order=order)
         with self._ranks.deferred():
             if self._ranks.main:
-                self._write(step)
+                self._write(step, by_group)
                 self._note(entries, step.number, held_out=False)
         self.ledger.add(len(step.data.rows), step.learned, entries)
         self.state = self.state.moved(ledger={name: dict(counts) for name, counts in self.ledger.counts.items()})
@@ -92,12 +100,13 @@ class Books:
                 self._in_quarantine.add((row.source, row.index, row.mark))
                 self._quarantine.write(self.state.stage, step, quarantine.line(row))
 
-    def _write(self, step: Step) -> None:
-        by_source = step.loss_by_source(self._sources)
+    def _write(self, step: Step, by_group: Sums) -> None:
+        by_source, by_tag = step.loss_by_source(self._sources), losses(by_group, self._sources)
         line = {
             "name": self.state.name,
             "loss": None if step.learned_nothing else step.loss,
             "loss_by_source": by_source,
+            **self._by_tag(by_tag),
             "lr": step.lr,
             "grad_norm": step.grad_norm,
             "targets": step.targets,
@@ -112,9 +121,14 @@ class Books:
                 "loss": step.loss,
                 "grad_norm": step.grad_norm,
                 **{f"loss/{name}": value for name, value in by_source.items()},
+                **{f"loss/{name}/{tag}": value for name, each in by_tag.items() for tag, value in each.items()},
                 **{f"lr/{name}": value for name, value in step.lr.items()},
             }
         )
+
+    def _by_tag(self, found: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+        """Returns what a line of the log says of losses by the values of a tag, if the recipe asks for them."""
+        return {"loss_by_tag": found} if self._loss_by else {}
 
     def _track(self, values: Mapping[str, float]) -> None:
         """Sends what is a number to the loggers."""
@@ -146,13 +160,13 @@ class Books:
                 found = Outcome(Rows(self.ledger.counts, why[0]), Rows(self._held_out, why[1]))
                 self._log.write(self.state.stage, self.state.step, {"name": self.state.name, **found.as_dict()})
 
-    def evaluated(self, loss: float, booked: Booked, rows: int) -> bool:
+    def evaluated(self, found: HeldOutLoss, booked: Booked, rows: int) -> bool:
         """Books a held-out loss after the last step; returns whether it is the stage's lowest so far.
 
         That of before the first step is only written down: there is no checkpoint that it belongs to.
 
         Args:
-            loss: over the rows that can be scored; NaN if none has anything to score.
+            found: the loss over the rows that can be scored; NaN if none has anything to score.
             booked: what became of this process's share of the rows.
             rows: how many were to be scored.
 
@@ -163,13 +177,14 @@ class Books:
         # Each evaluation has the same rows: how they are used is said once.
         entries = self._all([entry for entry in booked.entries if entry.lost or not self.state.step])
         learned = sum(self._ranks.gather(booked.learned), Counter[tuple[int, Fate]]())
-        number = loss if math.isfinite(loss) else None
+        number = found.loss if math.isfinite(found.loss) else None
         with self._ranks.deferred():
             if self._ranks.main:
                 self._note(entries, self.state.step, held_out=True)
-                line = {"name": self.state.name, "held_out_loss": number}
+                by_tag = self._by_tag(losses(found.by_group, self._sources))
+                line = {"name": self.state.name, "held_out_loss": number, **by_tag}
                 self._log.write(self.state.stage, self.state.step, line)
-                self._track({"held_out_loss": loss})
+                self._track({"held_out_loss": found.loss})
         ledger = Ledger(self._sources, rows, self.ledger.budget)
         ledger.add(rows, learned, entries)
         self._held_out = ledger.counts

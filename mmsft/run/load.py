@@ -87,6 +87,7 @@ class Run:
             slots=self.reader.layout,
             contexts=self.reader.contexts,
             readings=self.reader.readings,
+            loss_by=recipe.loss_by,
             length=recipe.length,
             too_long=recipe.too_long,
             data_tokens=self.config.model.decoder.new_tokens,

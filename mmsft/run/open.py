@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from mmsft.assistant import Assistant
 from mmsft.data.collate import collate
@@ -75,12 +76,21 @@ class HeldOut:
     """Held-out rows to ask a model.
 
     Attributes:
-        rows: those that can be asked.
+        rows: those that can be asked; of a row with branches each is one.
+        sources: name of the source of each.
         lost: why others that were drawn can't be.
     """
 
     rows: tuple[Conversation, ...]
+    sources: tuple[str, ...]
     lost: tuple[str, ...]
+
+
+class _Drawn(NamedTuple):
+    """A held-out row, or a branch of it, and the name of its source."""
+
+    conversation: Conversation
+    source: str
 
 
 def held_out(run: Run, checkpoint: str, rows: int) -> HeldOut:
@@ -99,7 +109,8 @@ def held_out(run: Run, checkpoint: str, rows: int) -> HeldOut:
     encoder = run.encoder(stage.recipe)
     lost: list[str] = []
 
-    def askable(conversation: Conversation) -> bool:
+    def askable(drawn: _Drawn) -> bool:
+        conversation = drawn.conversation
         try:
             reference_of(conversation)
             prompt = encoder.prompt(replace(conversation, turns=conversation.turns[:-1]))
@@ -110,43 +121,53 @@ def held_out(run: Run, checkpoint: str, rows: int) -> HeldOut:
             return False
         return True
 
-    def drawn() -> Iterator[Conversation]:
+    def drawn() -> Iterator[_Drawn]:
         for pair in mixture.held_out:
             try:
-                yield mixture.conversation(pair)
+                whole = mixture.conversation(pair)
             except DataError as error:
                 lost.append(_named(mixture.row_id(pair), error))
+            else:
+                asked = _asked(whole)
+                lost.extend([] if asked else [f"{whole.id}: none of its branches ends with an answer that is learned"])
+                yield from (_Drawn(whole.chain(path), mixture.sources[int(pair[0])].name) for path in asked)
 
     found = _different_first(drawn(), askable, rows)
     if not found:
         raise DataError(f"stage {stage.name}: no held-out row can be asked; {len(lost)} lost, the first: {lost[0]}")
-    return HeldOut(found, tuple(lost))
+    return HeldOut(tuple(it.conversation for it in found), tuple(it.source for it in found), tuple(lost))
 
 
-def _different_first(
-    conversations: Iterator[Conversation], usable: Callable[[Conversation], bool], rows: int
-) -> tuple[Conversation, ...]:
+def _asked(whole: Conversation) -> list[tuple[int, ...]]:
+    """Returns the threads to ask: of several those that end with a learned answer, which a rejected one is not."""
+    paths = list(whole.threads())
+    ends = [whole.turns[path[-1]] for path in paths]
+    learned = [path for path, turn in zip(paths, ends, strict=True) if turn.role == "assistant" and turn.weight > 0]
+    return learned if len(paths) > 1 else paths
+
+
+def _different_first(drawn: Iterator[_Drawn], usable: Callable[[_Drawn], bool], rows: int) -> list[_Drawn]:
     """Returns usable conversations, the first about each media before the second; reads no more than it needs."""
     seen: Counter[tuple[Media, ...]] = Counter()
-    found: list[Conversation] = []
-    later: list[tuple[int, Conversation]] = []
-    for conversation in conversations:
+    found: list[_Drawn] = []
+    later: list[tuple[int, _Drawn]] = []
+    for one in drawn:
         if len(found) >= rows:
             break
-        media = tuple(medium for turn in conversation.turns for medium in turn.media)
+        media = tuple(medium for turn in one.conversation.turns for medium in turn.media)
         if media and seen[media]:
-            later.append((seen[media], conversation))
-        elif usable(conversation):
-            found.append(conversation)
+            later.append((seen[media], one))
+        elif usable(one):
+            found.append(one)
         else:
             continue
         seen[media] += 1
-    for _, conversation in sorted(later, key=lambda pair: pair[0]):
+    for _, one in sorted(later, key=lambda pair: pair[0]):
         if len(found) >= rows:
             break
-        if usable(conversation):
-            found.append(conversation)
-    return tuple(found[:rows])
+        if usable(one):
+            found.append(one)
+    return found[:rows]
 
 
 def _named(row: str, error: DataError) -> str:

@@ -1,10 +1,10 @@
-"""What a recipe's rules for its rows come to on the first of them: its quarantine, and smaller media."""
+"""What a recipe's rules for its rows come to on the first of them: its quarantine, smaller media, losses by a tag."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 from mmsft.config import StageConfig
-from mmsft.errors import DataError
+from mmsft.errors import DataError, suggest
 from mmsft.run.load import Run
 from mmsft.types import Conversation, Ints
 
@@ -19,7 +19,7 @@ def rules(run: Run, stage: StageConfig, pairs: Ints) -> Iterator[tuple[str, str]
     """
     mixture, recipe = run.mixture(stage.recipe), stage.recipe
     talks: list[Conversation] = []
-    if recipe.too_long == "shrink":
+    if recipe.too_long == "shrink" or recipe.loss_by is not None:
         for pair in pairs:
             with suppress(DataError):  # told with the rows
                 talks.append(mixture.conversation(pair))
@@ -28,6 +28,7 @@ def rules(run: Run, stage: StageConfig, pairs: Ints) -> Iterator[tuple[str, str]
         what = "are as they were, and aren't read; if it names others, these have changed, or are read otherwise"
         yield "facts", f"stage {stage.name}: quarantine: {known:,} rows that it names {what}, and are read again"
     found = [*_shrinking(run, talks)] if recipe.too_long == "shrink" else []
+    found += _grouping(recipe.loss_by, talks) if recipe.loss_by is not None else []
     yield from ((kind, f"stage {stage.name}: {text}") for kind, text in found)
 
 
@@ -46,3 +47,12 @@ def _shrinking(run: Run, talks: Sequence[Conversation]) -> Iterator[tuple[str, s
         yield "problems", f"too_long: shrink, and {what}; {way}"
     elif fixed:
         yield "notes", f"too_long: shrink, and {' and '.join(fixed)} media can't be read to fewer tokens"
+
+
+def _grouping(tag: str, talks: Sequence[Conversation]) -> Iterator[tuple[str, str]]:
+    tags = [talk.tags_of(path) for talk in talks for path in talk.threads()]
+    if tags and not any(tag in each for each in tags):
+        known = dict.fromkeys(name for each in tags for name in each)
+        what = f"none of the first {len(talks)} rows has the tag {tag!r}{suggest(tag, known)}"
+        way = f"they have {', '.join(known) or 'none'}: templates give `wording`, and a source's `tags` names columns"
+        yield "problems", f"loss_by: {what}; {way}"

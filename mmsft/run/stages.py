@@ -48,7 +48,12 @@ _FREE: dict[str, Any] = {
     "stages": {
         "__all__": {
             **dict.fromkeys(("micro_batch", "activation_checkpointing"), True),
-            "recipe": {"budget": True, "sources": {"__all__": _SOURCE}, "validation": {"file": _SOURCE}},
+            "recipe": {
+                "budget": True,
+                "loss_by": True,
+                "sources": {"__all__": _SOURCE},
+                "validation": {"file": _SOURCE},
+            },
         }
     },
 }
@@ -219,7 +224,7 @@ def _trained(
     state = state.moved(steps=len(steps))
     names = [source.name for source in mixture.sources]
     ledger = Ledger(names, min(steps.limit, mixture.epoch), stage.recipe.budget, state.ledger)
-    books = Books(run.folder, state, ledger, names, ranks)
+    books = Books(run.folder, state, ledger, stage.recipe, names, ranks)
     trainer = Trainer(
         model=ranks.wrap(model),
         optimizer=optimizer,
@@ -339,8 +344,8 @@ def _evaluate(
     booked = Booked()
     sample = sample_of(mixture, pairs, Share(ranks.rank, ranks.count))
     batches = held_out_batches(mixture, encoding, sample, booked)
-    loss = held_out_loss(session.model, batches, ranks, trainer.sources, sample.division)
-    return books.evaluated(loss, booked, len(pairs))
+    found = held_out_loss(session.model, batches, ranks, trainer.sources, sample.division)
+    return books.evaluated(found, booked, len(pairs))
 
 
 def _patience_is_over(stage: StageConfig, state: State) -> bool:

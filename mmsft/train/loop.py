@@ -17,6 +17,7 @@ from mmsft.data.ledger import Fate, Learned
 from mmsft.data.loader import StepData, refuse_other_rows
 from mmsft.errors import Diverged, OutOfMemory
 from mmsft.objectives import Loss
+from mmsft.objectives.by_group import Sums, add_up
 from mmsft.parallel import Ranks
 from mmsft.train.optim import set_rate
 from mmsft.types import Batch
@@ -74,7 +75,8 @@ class Step:
         lr: rate by pattern of the stage's `train`.
         data: this process's share of what was learned from.
         sources: number of sources of the recipe.
-        fetch: gives the totals, then by source the loss's sum and count and the rows used and trimmed.
+        fetch: gives the totals; then by source the loss's sum and count and the rows used and trimmed, and by group of
+            this process's batches the loss's sum and count.
         seconds: waiting for data and computing; what is done between the steps doesn't count.
     """
 
@@ -137,6 +139,14 @@ class Step:
         for source, each in enumerate(self._by_source):
             found |= {(source, "used"): int(each.used), (source, "trimmed"): int(each.trimmed)}
         return {kind: count for kind, count in found.items() if count}
+
+    @property
+    def by_group(self) -> Sums:
+        """Sum and count of the loss on this process's rows, by group."""
+        groups = [group for batch in self.data.micro for group in batch.groups]
+        values = self._values[len(Totals._fields) + len(_OfSource._fields) * self.sources :]
+        pairs = zip(values[::2], values[1::2], strict=True)
+        return add_up({group: pair} for group, pair in zip(groups, pairs, strict=True))
 
     @property
     def _by_source(self) -> list[_OfSource]:
@@ -229,6 +239,7 @@ def backward(trainer: Trainer, item: StepData) -> tuple[Callable[[], bool], Tens
     # can be learned leaves zero gradients rather than 0 ÷ 0.
     scale = torch.where(counts[0] > 0, ranks.count / counts[0], 0.0).float()
     sums = torch.zeros(2 + 2 * trainer.sources, dtype=ranks.wide, device=ranks.device)
+    groups: list[Tensor] = []
     for number, micro in enumerate(item.micro):
         batch = micro.map(lambda tensor: tensor.to(ranks.device, non_blocking=True))
         with ranks.accumulate(trainer.model, last=number == len(item.micro) - 1):
@@ -236,9 +247,11 @@ def backward(trainer: Trainer, item: StepData) -> tuple[Callable[[], bool], Tens
                 loss = trainer.objective(trainer.model, batch, trainer.sources)
             (loss.sum * scale).backward()
         sums += torch.cat([torch.stack([loss.sum.detach(), loss.count]), loss.by_source.reshape(-1)])
+        if loss.by_group is not None:
+            groups.append(loss.by_group.reshape(-1).to(sums.dtype))
     sums, first = ranks.total(sums), len(counts) - len(rows)
     by_source = torch.stack([sums[2::2], sums[3::2], counts[first::2], counts[first + 1 :: 2]], 1)
-    return lambda: known()[0] > 0, torch.cat([counts[:first], sums[:2], by_source.reshape(-1)])
+    return lambda: known()[0] > 0, torch.cat([counts[:first], sums[:2], by_source.reshape(-1), *groups])
 
 
 @contextmanager

@@ -1,6 +1,17 @@
 """The values that flow from a data row to a training step."""
 
-from mmsft.types.batch import Batch, BatchTargets, Context, MediaBatch, MediaGroup, MediaUse, Pack, Prompts, Stored
+from mmsft.types.batch import (
+    Batch,
+    BatchTargets,
+    Context,
+    Group,
+    MediaBatch,
+    MediaGroup,
+    MediaUse,
+    Pack,
+    Prompts,
+    Stored,
+)
 from mmsft.types.conversation import PREVIOUS, ROOT, Conversation, Media, Part, Record, Role, Text, ToolCall, Turn
 from mmsft.types.encoded import Encoded, Floats, Grid, Ints, Placed, Segment, Targets, subtree_ends
 
@@ -14,6 +25,7 @@ __all__ = [
     "Encoded",
     "Floats",
     "Grid",
+    "Group",
     "Ints",
     "Media",
     "MediaBatch",

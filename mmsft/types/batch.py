@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -107,6 +108,13 @@ class MediaBatch:
     tokens: Tensor
 
 
+class Group(NamedTuple):
+    """Rows whose loss is told together: those of one source with one value of a tag, empty where they have none."""
+
+    source: int
+    value: str
+
+
 @dataclass(frozen=True, slots=True)
 class BatchTargets:
     """The targets of a batch.
@@ -116,12 +124,19 @@ class BatchTargets:
         token: [N] id to predict.
         weight: [N] weight in the loss, fp32.
         source: [N] number of the recipe's source.
+        group: [N] index into `Batch.groups`; None = there are none.
     """
 
     at: Tensor
     token: Tensor
     weight: Tensor
     source: Tensor
+    group: Tensor | None = None
+
+    def map(self, move: Callable[[Tensor], Tensor]) -> "BatchTargets":
+        """Returns the targets with `move` applied to each tensor."""
+        group = None if self.group is None else move(self.group)
+        return BatchTargets(move(self.at), move(self.token), move(self.weight), move(self.source), group)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +186,7 @@ class Batch:
         pack: which tokens see which in a pack of trees, where B is 1 and nothing is padded; None = padded threads.
         prompts: what an encoder reads, once for all replies to it; None = there is no encoder.
         rows: ids of all rows in it, each once; empty = `ids` has them.
+        groups: by which losses are told, beside those by source; empty = by none.
     """
 
     ids: tuple[str, ...]
@@ -182,16 +198,16 @@ class Batch:
     pack: Pack | None = None
     prompts: Prompts | None = None
     rows: tuple[str, ...] = ()
+    groups: tuple[Group, ...] = ()
 
     def map(self, move: Callable[[Tensor], Tensor]) -> "Batch":
         """Returns the batch with `move` applied to each tensor, e.g. to bring it to a device."""
-        targets = self.targets
         return replace(
             self,
             input_ids=move(self.input_ids),
             positions=move(self.positions),
             mask=move(self.mask),
-            targets=BatchTargets(move(targets.at), move(targets.token), move(targets.weight), move(targets.source)),
+            targets=self.targets.map(move),
             media={name: _map_media(media, move) for name, media in self.media.items()},
             pack=self.pack and Pack(self.pack.segments, move(self.pack.until)),
             prompts=self.prompts and Prompts(*map(move, (self.prompts.input_ids, self.prompts.mask, self.prompts.of))),

@@ -66,6 +66,7 @@ class Turn:
         tool_calls: the functions that an assistant turn calls.
         name: the function that a tool turn answers for.
         rank: of an answer among several to one prompt: 0 is the best; None = they aren't compared.
+        tags: as of a conversation, of this turn and what answers it, as sorted (name, value) pairs.
     """
 
     role: Role
@@ -76,6 +77,7 @@ class Turn:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
     rank: int | None = None
+    tags: tuple[tuple[str, str], ...] = ()
 
     @property
     def text(self) -> str:
@@ -132,9 +134,14 @@ class Conversation:
         leaves = sorted(set(range(len(parents))) - set(parents))
         return tuple(self._path(leaf, parents) for leaf in leaves)
 
+    def tags_of(self, path: Sequence[int]) -> dict[str, str]:
+        """Returns the tags along a path: a turn's go before those of what it answers."""
+        return {**self.tags, **dict(tag for index in path for tag in self.turns[index].tags)}
+
     def chain(self, path: Sequence[int]) -> "Conversation":
         """Returns the turns along a path as a conversation of one thread."""
-        return replace(self, turns=tuple(replace(self.turns[index], parent=PREVIOUS) for index in path))
+        turns = tuple(replace(self.turns[index], parent=PREVIOUS) for index in path)
+        return replace(self, turns=turns, tags=self.tags_of(path))
 
     def ranked_pairs(self) -> tuple[tuple[int, int], ...]:
         """Returns (better, worse) of any two answers to one turn whose ranks differ, as turn indices."""

@@ -1,7 +1,7 @@
 """A conversation as tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import numpy as np
@@ -49,11 +49,17 @@ class Targets:
         position: [N] index of the token whose output predicts the target. Shifted here and nowhere else.
         token: [N] id to predict.
         weight: [N] weight in the loss.
+        group: [N] index into `Encoded.values`; zeros unless it is given.
     """
 
     position: Ints
     token: Ints
     weight: Floats
+    group: Ints = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def __post_init__(self) -> None:
+        if len(self.group) != len(self.position):
+            object.__setattr__(self, "group", np.zeros(len(self.position), np.int64))
 
     def __len__(self) -> int:
         return len(self.position)
@@ -116,6 +122,7 @@ class Encoded:
         note: what the ledger is to say of how the row is used, or empty.
         left_out: threads of the conversation, or turns at the end of them, that are left out since they are too long.
         shrunk: media that are read smaller since a thread would be too long.
+        values: of the tag by which losses are told, one for each `targets.group`; empty = by none.
         rows: ids of all conversations of which it is joined; empty = it is one. Their `id` then quotes the first few.
     """
 
@@ -129,6 +136,7 @@ class Encoded:
     note: str = ""
     left_out: int = 0
     shrunk: int = 0
+    values: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
 
     @property

@@ -11,7 +11,7 @@ from mmsft.adapters import Linear
 from mmsft.data.collate import collate
 from mmsft.data.media_reader import Loaded, MediaReader
 from mmsft.modalities import Clip
-from mmsft.types import Encoded, Media, Placed, Segment, Targets
+from mmsft.types import Encoded, Group, Media, Placed, Segment, Targets
 from tests.makers import picture
 from tests.model.tiny import clip_folder
 
@@ -93,3 +93,13 @@ def test_a_medium_that_appears_twice_is_there_once(reader: MediaReader, tmp_path
     assert [(use.index, use.count, use.row) for use in media.uses] == [(0, 4, 0), (1, 4, 1), (0, 4, 1)]
     assert media.slots.tolist() == [1, 2, 3, 4, 13, 14, 15, 16, 17, 18, 19, 20]
     assert torch.equal(media.groups[0].tensors["pixels"][1], loaded[blue]["pixels"])
+
+
+def test_a_batch_counts_its_groups_by_source_and_value_across_rows(reader: MediaReader) -> None:
+    rows = [replace(thread(number, 5), values=values) for number, values in [(1, ("a",)), (2, ("a",)), (1, ("b",))]]
+    batch = collate([*rows, rows[0]], reader, {})
+    assert batch.groups == (Group(1, "a"), Group(2, "a"), Group(1, "b"))
+    assert batch.targets.group is not None
+    assert batch.targets.group.tolist() == [0, 1, 2, 0]
+    plain = collate([thread(1, 5)], reader, {})
+    assert (plain.groups, plain.targets.group) == ((), None)

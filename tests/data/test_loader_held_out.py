@@ -50,7 +50,7 @@ def test_held_out_rows_that_begin_alike_are_joined_and_their_loss_stays(lab: Lab
     # Twenty questions on pictures, with a window or a process now and then between those on one.
     assert sizes[0] < 0.85 * sizes[1]
     model, alone = run.model(), Ranks("fp32")
-    losses = [held_out_loss(model, some, alone, 2) for some in (joined, apart)]
+    losses = [held_out_loss(model, some, alone, 2).loss for some in (joined, apart)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)  # fp32 sums in another order
 
 

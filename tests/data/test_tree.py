@@ -1,5 +1,7 @@
 import time
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,21 @@ def test_unrolled_threads_are_those_that_were_joined(blocks: list[list[int | Med
     # One that is the beginning of another disappears in it, and of equal ones one is left.
     kept = {str(said(line)) for i, line in enumerate(chains) if not any(_begins(line, other) for other in chains)}
     assert {str(said(thread)) for thread in threads(tree)} == kept
+
+
+@given(st.lists(st.tuples(BLOCKS, st.sampled_from("abc")), min_size=1, max_size=5), st.booleans())
+def test_each_target_of_a_tree_keeps_the_value_of_its_thread(
+    lines: list[tuple[list[int | Media], str]], again: bool
+) -> None:
+    chains = [replace(chain(blocks), values=(value,)) for blocks, value in lines]
+    tree = join(chains)
+    if again:
+        tree = join([tree] if len(threads(tree)) == 1 else threads(tree))
+    told = Counter(tree.values[group] for group in tree.targets.group.tolist())
+    assert told == sum(
+        (Counter({value: len(one.targets)}) for one, (_, value) in zip(chains, lines, strict=True)), Counter()
+    )
+    assert set(tree.values) == {value for _, value in lines}
 
 
 def _begins(one: Encoded, other: Encoded) -> bool:

@@ -10,7 +10,7 @@ from mmsft.eval.loss import held_out_loss
 from mmsft.run import execute, open_run
 from mmsft.run.open import find_checkpoint, held_out
 from mmsft.types import Media
-from tests.makers import Lab, finish, lines
+from tests.makers import Lab, finish, lines, write_rows
 
 
 def test_a_trained_model_looks_and_a_blind_one_does_not(lab: Lab) -> None:
@@ -74,7 +74,7 @@ def test_the_held_out_loss_does_not_depend_on_the_split(lab: Lab) -> None:
 
 def test_no_rows_have_no_loss(lab: Lab) -> None:
     assistant = next(execute(lab.run("a")))[2]
-    assert torch.isnan(torch.tensor(held_out_loss(assistant.model, [], assistant.ranks, 1)))
+    assert torch.isnan(torch.tensor(held_out_loss(assistant.model, [], assistant.ranks, 1).loss))
 
 
 def test_a_medium_that_is_not_there_is_named(lab: Lab) -> None:
@@ -94,3 +94,24 @@ def test_a_held_out_row_that_cannot_be_asked_is_lost_and_said(lab: Lab) -> None:
     assert {row.id for row in left.rows} == {row.id for row in whole.rows} - theirs
     assert (whole.lost, len(left.lost)) == ((), len(theirs))
     assert all(Path(str(gone.ref)).name in reason for reason in left.lost)
+
+
+def test_of_a_row_with_branches_each_learned_answer_is_asked_and_no_rejected_one(lab: Lab) -> None:
+    chosen, rejected = ([{"role": "assistant", "content": said}] for said in ("red", "blue"))
+    ask = [{"role": "user", "content": "Which?"}]
+    pair = {"chosen": ask + chosen, "rejected": ask + rejected}
+    write_rows(lab.folder / "pairs.jsonl", [pair] * 3)
+    instances = [{"input": str(number), "output": f"it is {number}"} for number in range(2)]
+    write_rows(lab.folder / "many.jsonl", [{"instruction": "Say it.", "instances": instances}])
+    recipe = lab.recipe(validation={"source": "pairs"})
+    for name, format in (("pairs", "preference"), ("many", "self_instruct")):
+        recipe["sources"].append({"path": str(lab.folder / f"{name}.jsonl"), "format": format, "name": name})
+    run = lab.run("a", [lab.stage(recipe=recipe)])
+    finish(run)
+    drawn = held_out(run, "last", 9)
+    assert [row.turns[-1].text for row in drawn.rows] == ["red"] * 3
+    assert (drawn.sources, drawn.lost) == (("pairs",) * 3, ())
+    recipe["validation"] = {"source": "many"}
+    run = lab.run("b", [lab.stage(recipe=recipe)])
+    finish(run)
+    assert [row.turns[-1].text for row in held_out(run, "last", 9).rows] == ["it is 0", "it is 1"]

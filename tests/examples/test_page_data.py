@@ -148,10 +148,11 @@ def test_the_page_lists_all_spellings(what: str, names: Iterable[str]) -> None:
 
 def test_the_recipes_of_the_page_are_recipes() -> None:
     found = {block.name: parse_yaml(block.text) for block in of_kind("recipe")}
-    assert set(found) == {"mixture", "join", "templates", "weights", "nested", "entries"}
+    assert set(found) == {"mixture", "join", "templates", "sensitivity", "weights", "nested", "entries"}
     read = {name: RecipeConfig.model_validate(recipe) for name, recipe in found.items()}
     assert read["join"].join == "shared_prefix"
     assert read["weights"].mix.unit == "tokens"
+    assert read["sensitivity"].loss_by == "wording"
     recipe = found["mixture"]
     assert len(RecipeConfig.model_validate(recipe).sources) == 4
     held_out = of_kind("validation")

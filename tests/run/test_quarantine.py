@@ -117,6 +117,7 @@ def test_rows_that_are_read_otherwise_are_read_again(lab: Lab, folder: Path, cha
     run = lab.run("b", [lab.stage(recipe=recipe, micro_batch="400 tokens")])
     assert known(run) == set()
     assert known(run_of(lab, "c", file, learn="completion")) == set()
+    assert known(run_of(lab, "d", file, loss_by="kind")) == set(LOST)
 
 
 def test_another_tower_reads_otherwise(lab: Lab, folder: Path) -> None:

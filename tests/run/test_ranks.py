@@ -59,13 +59,21 @@ def stages(lab: Lab, join: str | None = None) -> list[dict[str, Any]]:
     """First the adapter; then tower, adapter and LoRA, on steps of two rows of which one is often text."""
     # An eps of 1 makes Adam nearly linear in the gradient; else it would turn rounding of tiny gradients into steps.
     shared = {
-        "recipe": lab.recipe(validation={"fraction": 0.2}, budget=0.5, join=join),
+        "recipe": lab.recipe(validation={"fraction": 0.2}, budget=0.5, join=join, loss_by="kind"),
         "optimizer": {"eps": 1.0},
         "evaluate": {"every": "1 epoch"},
     }
     every = {"towers.image": {"lr": 0.1}, "decoder.lora": {"lr": 0.1}}
     first = lab.stage("align", batch="5 examples", duration="1 epoch", train={"towers.image.adapter": {"lr": 0.1}})
     return [first | shared, lab.stage("all", batch="2 examples", duration="1 epoch", train=every) | shared]
+
+
+def by_tag(folder: Path) -> list[dict[str, float]]:
+    """Returns the losses by the tag's values, of steps and evaluations."""
+    found = [line["loss_by_tag"] for line in lines(folder / "log.jsonl") if "loss_by_tag" in line]
+    assert {name for each in found for name in each} == {"rows"}
+    assert {name for each in found for name in each["rows"]} == {"short", "long"}
+    return [each["rows"] for each in found]
 
 
 def outcomes(folder: Path) -> list[dict[str, Any]]:
@@ -113,6 +121,7 @@ def test_two_processes_learn_what_one_learns(tmp_path: Path, join: str | None, p
             sorted(str([line.get(key) for key in keys]) for line in lines(run / file)) for run in (one.folder, folder)
         ]
         assert found[0] == found[1]
+    assert by_tag(folder) == [pytest.approx(values, rel=1e-6) for values in by_tag(one.folder)]
     assert outcomes(folder) == outcomes(one.folder)
     assert any(part["rows"]["failed"] for part in outcomes(folder)[0].values())
     held_out = [

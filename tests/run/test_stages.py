@@ -3,7 +3,7 @@ import math
 import resource
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from safetensors import safe_open
 
 from mmsft.errors import CheckpointError, ConfigError, DataError, Diverged
+from mmsft.eval.loss import HeldOutLoss
 from mmsft.model.names import named_parameters
 from mmsft.run import execute, load_run, open_run
 from mmsft.run.open import export_run
@@ -363,7 +364,10 @@ def test_the_log_is_json_and_tells_what_a_step_was(lab: Lab) -> None:
 
 
 def test_a_held_out_loss_of_nothing_is_no_number_and_not_the_best(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mmsft.run.stages.held_out_loss", lambda model, batches, *_: math.nan if list(batches) else 0.0)
+    def nothing(model: object, batches: Iterable[object], *rest: object) -> HeldOutLoss:
+        return HeldOutLoss(math.nan if list(batches) else 0.0, {})
+
+    monkeypatch.setattr("mmsft.run.stages.held_out_loss", nothing)
     stage = lab.stage(recipe=lab.recipe(validation={"fraction": 0.3}), evaluate={"every": "2 steps"})
     run = lab.run("a", [stage], loggers=["tensorboard"])
     finish(run)

@@ -97,6 +97,7 @@ KINDS: dict[str, Callable[[Lab], dict[str, Any]]] = {
     "pictures": Lab.recipe,
     "tree": lambda lab: recipe(lab, [TREE], format="conversation"),
     "all is learned": lambda lab: recipe(lab, [text(1)], learn="all"),
+    "losses by a tag": lambda lab: {**lab.recipe(), "loss_by": "kind"},
     "a row with a note": lambda lab: recipe(lab, [LONG], format="llava", length=150, too_long="trim"),
 }
 
@@ -201,9 +202,9 @@ def test_media_of_bytes_are_not_kept(lab: Lab) -> None:
 
 def test_the_store_knows_all_that_a_row_has() -> None:
     known = {
-        Encoded: "id input_ids positions segments targets media source note left_out shrunk rows",
+        Encoded: "id input_ids positions segments targets media source note left_out shrunk values rows",
         Placed: "media slots context",
-        Targets: "position token weight",
+        Targets: "position token weight group",
         Segment: "start end parent",
         Media: "modality ref options",
     }

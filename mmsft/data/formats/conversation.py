@@ -17,7 +17,7 @@ def conversation(record: Record, row: str) -> Conversation:
     """Reads ``{"turns": [{"role": "user", "parts": [{"text": "…"}, {"media": "image", "file": "0.jpg"}]}, …]}``.
 
     A medium's file is a path, or, in a shard, the suffix of one of the row's own files. Turns may state what
-    `mmsft.types.Turn` has: ``weight``, ``parent``, ``reasoning``, ``tool_calls``, ``name`` and ``rank``.
+    `mmsft.types.Turn` has: ``weight``, ``parent``, ``reasoning``, ``tool_calls``, ``name``, ``rank`` and ``tags``.
 
     Raises:
         DataError: the row isn't of this form.
@@ -27,7 +27,7 @@ def conversation(record: Record, row: str) -> Conversation:
     turns = tuple(_turn(value, files, f"{row}: turn {number}") for number, value in enumerate(listed, 1))
     if not any(turn.role == "assistant" for turn in turns):
         raise DataError(f"{row}: no assistant turn, so there is nothing to learn; add the answer, or remove the row")
-    tags = {str(name): text(value, f"{row}: tag {name}") for name, value in _mapping(record, "tags", row).items()}
+    tags = _tags(record, row)
     tools = find(record, ("tools",), row) or ()
     if not isinstance(tools, list | tuple) or not all(isinstance(tool, Mapping) for tool in tools):
         raise DataError(f"{row}: tools must be a list of objects, got {show(tools)}")
@@ -52,6 +52,8 @@ def _written(turn: Turn, files: Mapping[Media, str]) -> dict[str, Any]:
     stated = {name: getattr(turn, name) for name in _OPTIONAL if getattr(turn, name) != getattr(plain, name)}
     if turn.tool_calls:
         stated["tool_calls"] = [_call_written(call) for call in turn.tool_calls]
+    if turn.tags:
+        stated["tags"] = dict(turn.tags)
     return {"role": turn.role, "parts": parts, **stated}
 
 
@@ -86,6 +88,7 @@ def _turn(value: Any, files: Mapping[str, str], where: str) -> Turn:
         tool_calls=tuple(read_calls(calls, where)) if calls else (),
         name=_said(item, "name", where),
         rank=_whole(item, "rank", 0, where, None),
+        tags=tuple(sorted(_tags(item, where).items())),
     )
 
 
@@ -102,6 +105,10 @@ def _part(value: Any, files: Mapping[str, str], where: str) -> Part:
 def _mapping(item: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
     value = find(item, (name,), where)
     return {} if value is None else mapping(value, f"{where}: {name}")
+
+
+def _tags(item: Mapping[str, Any], where: str) -> dict[str, str]:
+    return {str(name): text(value, f"{where}: tag {name}") for name, value in _mapping(item, "tags", where).items()}
 
 
 def _said(item: Mapping[str, Any], name: str, where: str) -> str | None:
