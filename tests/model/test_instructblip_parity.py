@@ -133,7 +133,7 @@ def test_gradients_equal_those_of_transformers_instructblip(world: World) -> Non
     }.items():
         found = world.model.get_parameter(f"towers.image.adapter.{name}").grad
         assert found is not None
-        torch.testing.assert_close(found, expected[stated].grad.view_as(found), atol=TOLERANCE, rtol=1e-3)
+        torch.testing.assert_close(found, expected[stated].grad.view_as(found), atol=TOLERANCE / 20, rtol=1e-3)
 
 
 def test_each_picture_is_encoded_once_and_each_question_about_it_read_once(world: World) -> None:
