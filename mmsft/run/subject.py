@@ -201,7 +201,7 @@ def _enough(rows: Sequence[tuple[Ints, Encoded]], tokens: int) -> bool:
 def _only(mixture: Mixture, pairs: Ints) -> Mixture:
     """Returns the mixture with these rows alone to train on, every other one at half its weight."""
     light = {mixture.row_id(pair) for pair in pairs[1::2]}
-    sources = [replace(source, read=_lighter(source.read, light)) for source in mixture.sources]
+    sources = [replace(source, read=_lighter(source.read, light), reading=None) for source in mixture.sources]
     return mixture.only(pairs, sources)
 
 
