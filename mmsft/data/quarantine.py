@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,9 +31,9 @@ def line(entry: Entry) -> dict[str, Any]:
 
 
 def reads(encoder: ChatEncoder, reader: MediaReader) -> str:
-    """Returns a hash of what decides how rows become tokens: what one length or template loses, another may not."""
+    """Returns a hash of what decides whether rows become tokens: what one length or template loses, another may not."""
     towers = {name: (modality.settings(), repr(adapter)) for name, (modality, adapter) in reader.towers.items()}
-    return _hash((identity(encoder), towers))
+    return _hash((identity(replace(encoder, loss_by=None)), towers))
 
 
 def mark(source: Source, row: int, read: str) -> str:
