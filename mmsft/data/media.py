@@ -105,7 +105,8 @@ def _find(ref: str, root: Path, row: str) -> Path:
     root = _real(root)
     try:
         path = (root / ref).resolve()
-        inside, found, folder = path.is_relative_to(root), path.is_file(), path.is_dir()
+        inside, found = path.is_relative_to(root), path.is_file()
+        folder = not found and path.is_dir()
     except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{row}: {_short(ref)} can't be looked up in {root}: {_cause(error)}; mend the name") from None
     if not inside:

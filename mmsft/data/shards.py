@@ -3,23 +3,31 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import webdataset
 
 from mmsft.data.encoding import lost
 from mmsft.data.formats.conversation import written
+from mmsft.data.ledger import Entry
 from mmsft.data.media_reader import file_of
 from mmsft.data.mixture import Mixture
 from mmsft.errors import ConfigError, DataError
-from mmsft.types import Conversation, Ints, Media
+from mmsft.types import Ints, Media
 
 MANIFEST: Final = "build.json"
 LOST: Final = "lost.jsonl"
-_BUFFER: Final = 1 << 20
+_PIECE: Final = 1 << 20
+"""Bytes that are written at once."""
+_SAVED: Final = 32 << 20
+"""Bytes of which the disk is told at once: it then has little left to do at the end."""
+_BEHIND: Final = 8
+"""Pieces that may be written and not summed yet."""
 _SUFFIXES: Final = (
     (b"\xff\xd8\xff", "jpg"), (b"\x89PNG", "png"), (b"GIF8", "gif"), (b"BM", "bmp"), (b"fLaC", "flac"),
     (b"OggS", "ogg"), (b"ID3", "mp3"), (b"\x1aE\xdf\xa3", "webm"), (b"\x93NUMPY", "npy"), (b"ply", "ply"),
@@ -27,24 +35,59 @@ _SUFFIXES: Final = (
 """By the first bytes of a medium whose file's name tells nothing."""
 
 
+class _Threads(NamedTuple):
+    """One sums what is written, in order; the other has it saved to the disk."""
+
+    summing: Executor
+    saving: Executor
+
+
 class _Summed:
-    """Writes to a file, and sums what is written.
+    """Writes to a file in large pieces, which are summed and saved meanwhile.
 
     Attributes:
         written: bytes.
-        digest: their sha256.
     """
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, threads: _Threads) -> None:
         self.written = 0
-        self.digest = hashlib.sha256()
+        self._file = file
+        self._threads = threads
+        self._waiting: list[bytes] = []
+        self._digest = hashlib.sha256()
+        self._sums: deque[Future[None]] = deque()
+        self._saves: deque[Future[None]] = deque()
+        self._piece = self._saved = 0
 
     def write(self, data: bytes) -> int:
-        """Writes bytes."""
-        self.digest.update(data)
+        """Takes bytes."""
+        self._waiting.append(data)
         self.written += len(data)
-        return self._file.write(data)
+        if self.written - self._piece >= _PIECE:
+            self._hand_on()
+        return len(data)
+
+    def end(self) -> str:
+        """Writes and saves what is left; returns the sha256 of all."""
+        self._hand_on()
+        self._file.flush()
+        for waited in (*self._sums, *self._saves):
+            waited.result()
+        os.fsync(self._file.fileno())
+        return self._digest.hexdigest()
+
+    def _hand_on(self) -> None:
+        piece = b"".join(self._waiting)
+        self._waiting.clear()
+        self._piece = self.written
+        self._sums.append(self._threads.summing.submit(self._digest.update, piece))
+        self._file.write(piece)
+        if self.written - self._saved >= _SAVED:
+            self._saved = self.written
+            self._saves.append(self._threads.saving.submit(os.fsync, self._file.fileno()))
+        for waiting, most in ((self._sums, _BEHIND), (self._saves, 1)):
+            if len(waiting) > most:
+                waiting.popleft().result()
 
 
 @dataclass
@@ -117,9 +160,11 @@ def build(
     try:
         out.mkdir(parents=True, exist_ok=True)
         found = _begun(mixture, pairs, out, part, size)
-        while found.done < len(pairs):
-            _shard(found, mixture, pairs, out, size)
-            tell(f"{found.shards[-1].name}: {found.done:,} of {len(pairs):,} rows")
+        with ThreadPoolExecutor(1) as summing, ThreadPoolExecutor(1) as saving:
+            samples = (_sample(mixture, pair) for pair in pairs[found.done :])
+            while found.done < len(pairs):
+                _shard(found, samples, out, size, _Threads(summing, saving))
+                tell(f"{found.shards[-1].name}: {found.done:,} of {len(pairs):,} rows")
     except OSError as error:
         raise ConfigError(
             f"{out}: can't be written: {error.strerror}; make room or name another folder, and the same command goes on"
@@ -158,33 +203,31 @@ def _sum(mixture: Mixture, pairs: Ints, size: int) -> str:
     return hashlib.sha256(repr((sources, size)).encode() + pairs.tobytes()).hexdigest()
 
 
-def _shard(found: Build, mixture: Mixture, pairs: Ints, out: Path, size: int) -> None:
+def _shard(found: Build, samples: Iterator[dict[str, bytes] | Entry], out: Path, size: int, threads: _Threads) -> None:
     """Writes the next shard aside, and gives it its name once it is whole."""
     name = f"{found.part}-{len(found.shards):05d}.tar"
     aside = out / f".{name}"
     end, rows = found.done, 0
     entries: list[bytes] = []
-    with aside.open("wb", buffering=_BUFFER) as file:
-        summed = _Summed(file)
+    with aside.open("wb") as file:
+        summed = _Summed(file, threads)
         writer = webdataset.TarWriter(summed, mtime=0, encoder=False)
-        while end < len(pairs) and summed.written < size:
-            pair = pairs[end]
-            try:
-                sample = _sample(mixture.conversation(pair), mixture.sources[int(pair[0])].name)
+        for sample in samples:
+            if isinstance(sample, Entry):
+                line = {"row": sample.row, "fate": sample.fate, "reason": sample.reason}
+                entries.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+            else:
                 writer.write({"__key__": f"{end:09d}", **sample})
                 rows += 1
-            except DataError as error:
-                entry = lost(mixture.row_id(pair), error)
-                line = {"row": entry.row, "fate": entry.fate, "reason": entry.reason}
-                entries.append(json.dumps(line, ensure_ascii=False).encode() + b"\n")
             end += 1
+            if summed.written >= size:
+                break
         writer.close()
-        file.flush()
-        os.fsync(file.fileno())
+        digest = summed.end()
     with (out / f"{found.part}.{LOST}").open("ab") as log:
         log.writelines(entries)
     os.replace(aside, out / name)
-    found.shards.append(Shard(name, end, rows, summed.written, summed.digest.hexdigest()))
+    found.shards.append(Shard(name, end, rows, summed.written, digest))
     found.lost += len(entries)
     manifest = out / f"{found.part}.{MANIFEST}"
     beside = manifest.with_name(f".{manifest.name}")
@@ -192,19 +235,19 @@ def _shard(found: Build, mixture: Mixture, pairs: Ints, out: Path, size: int) ->
     os.replace(beside, manifest)
 
 
-def _sample(talk: Conversation, source: str) -> dict[str, bytes]:
-    """Returns a row's files by suffix.
-
-    Raises:
-        DataError: a medium can't be read.
-    """
-    names: dict[Media, str] = {}
-    files: dict[str, bytes] = {}
-    for media in dict.fromkeys(medium for turn in talk.turns for medium in turn.media):
-        data = _bytes(media)
-        names[media] = f"{len(files)}.{_suffix(media, data)}"
-        files[names[media]] = data
-    row = {"id": talk.id, "source": source, **written(talk, names)}
+def _sample(mixture: Mixture, pair: Ints) -> dict[str, bytes] | Entry:
+    """Returns a row's files by suffix, or why there are none."""
+    try:
+        talk = mixture.conversation(pair)
+        names: dict[Media, str] = {}
+        files: dict[str, bytes] = {}
+        for media in dict.fromkeys(medium for turn in talk.turns for medium in turn.media):
+            data = _bytes(media)
+            names[media] = f"{len(files)}.{_suffix(media, data)}"
+            files[names[media]] = data
+    except DataError as error:
+        return lost(mixture.row_id(pair), error)
+    row = {"id": talk.id, "source": mixture.sources[int(pair[0])].name, **written(talk, names)}
     return {"json": json.dumps(row, ensure_ascii=False, sort_keys=True).encode(), **files}
 
 

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import resource
+import shutil
 import tarfile
 import time
 from collections.abc import Callable
@@ -39,18 +40,22 @@ def main() -> None:
         folder = Path(name)
         rows = make_rows(folder, options.rows)
         took: dict[str, list[float]] = {"built": [], "copied": []}
-        for number in range(options.rounds):
-            took["copied"].append(seconds(lambda: copied(folder, rows, folder / "copy.tar")))
-            out = folder / f"out{number}"
-            took["built"].append(seconds(lambda out=out: written(folder, out)))  # type: ignore[misc]
-        size = sum(file.stat().st_size for file in (folder / "out0").glob("*.tar"))
+        copy, out = folder / "copy.tar", folder / "out"
+        for _ in range(options.rounds):
+            # Both into new files, with nothing left to write of what was before.
+            copy.unlink(missing_ok=True)
+            shutil.rmtree(out, ignore_errors=True)
+            os.sync()
+            took["copied"].append(seconds(lambda: copied(folder, rows, copy)))
+            took["built"].append(seconds(lambda: written(folder, out)))
+        size = sum(file.stat().st_size for file in out.glob("*.tar"))
         rates = {side: size / median(times) / 1e6 for side, times in took.items()}
-        ratio = median(copy / ours for copy, ours in zip(took["copied"], took["built"], strict=True))
+        ratio = median(theirs / ours for theirs, ours in zip(took["copied"], took["built"], strict=True))
         rows_a_second = options.rows / median(took["built"])
         print(f"{size / options.rows / 1e3:.0f} kB a row")
         print(f"shards written: {rates['built']:.0f} MB/s, {rows_a_second:.0f} rows/s")
         print(f"the same files copied with tarfile: {rates['copied']:.0f} MB/s; ratio {ratio:.2f}")
-        grown(folder / "out0", options.read)
+        grown(out, options.read)
 
 
 def make_rows(folder: Path, count: int) -> list[dict[str, Any]]:
