@@ -30,7 +30,8 @@ class Linear(Adapter):
         bias: the layers have one.
         rms: scales each token to this root mean square, times a gain that learns from there; None = no scaling. The
             decoder's own embeddings' RMS lets a fresh projector begin where words lie.
-        end_of: puts a token that learns behind each ``row``, each ``frame`` or the whole ``medium``; None = none.
+        end_of: puts a token that learns behind each ``row``, each ``frame`` or the whole ``medium``; None = none. In a
+            picture that stands as a whole beside its tiles rows have none.
     """
 
     time: int | None = None
@@ -59,8 +60,13 @@ class Linear(Adapter):
         Raises:
             DataError: with `shuffle`, squares don't cover the grid.
         """
-        left = self.reduced(grid)
-        return (Slots(left.count + (grids.ends(left, self.end_of) if self.end_of else 0)),)
+        return (Slots(self.reduced(grid).count + self.ends(grid)),)
+
+    def ends(self, grid: Grid) -> int:
+        """Returns how many ends stand among the tokens."""
+        if self.end_of is None or (self.end_of == "row" and grid.overview):
+            return 0
+        return grids.ends(self.reduced(grid), self.end_of)
 
     def reduced(self, grid: Grid) -> Grid:
         """Returns the grid of the features that are left to project."""
@@ -127,8 +133,8 @@ class Projector(nn.Module):
         tokens: Tensor = self.layers(x_NLD)
         if self.gain is not None:
             tokens = F.rms_norm(tokens, tokens.shape[-1:]) * self.gain
-        if self.end is not None and self.spec.end_of is not None:
-            tokens = grids.with_ends(tokens, self.end, grids.ends(self.spec.reduced(grid), self.spec.end_of))
+        if self.end is not None and (ends := self.spec.ends(grid)):
+            tokens = grids.with_ends(tokens, self.end, ends)
         return tokens
 
     def _reduced(self, x_NLD: Tensor, grid: Grid) -> Tensor:

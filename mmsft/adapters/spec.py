@@ -52,7 +52,7 @@ class Adapter(Protocol):
 
     @abstractmethod
     def layout(self, grid: Grid) -> Layout:
-        """Returns what a medium with these features occupies among the tokens.
+        """Returns what a medium with these features occupies among the tokens; of one in parts it is asked for each.
 
         Raises:
             DataError: the adapter can't take such a medium.
@@ -71,3 +71,12 @@ class Adapter(Protocol):
             [N, S, d_out]: as many as `layout` has slots. If it reads what is asked, it is called with the `Context` as
             well, and with the features of a medium once for each question.
         """
+
+
+def layout_of(adapter: Adapter, grid: Grid) -> Layout:
+    """Returns what a medium with these features occupies among the tokens, its parts one behind the other.
+
+    Raises:
+        DataError: the adapter can't take such a medium.
+    """
+    return tuple(part for each in grid.parts or (grid,) for part in adapter.layout(each))

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from typing import Annotated, Any
 
 from pydantic import (
@@ -45,7 +45,16 @@ def _resolve(role: str) -> PlainValidator:
 
 
 def _dump_spec(spec: Spec) -> dict[str, Any]:
-    return {"kind": spec.kind, **asdict(spec.value)}
+    values = {field.name: getattr(spec.value, field.name) for field in fields(spec.value)}
+    return {"kind": spec.kind, **{name: _dump(value) for name, value in values.items()}}
+
+
+def _dump(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return _dump_spec(value)
+    if isinstance(value, tuple):
+        return tuple(_dump(item) for item in value)
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 ModalitySpec = Annotated[

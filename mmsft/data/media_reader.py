@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from mmsft.adapters.spec import Adapter, Layout, slots_of
+from mmsft.adapters.spec import Adapter, Layout, layout_of, slots_of
 from mmsft.data.members import member
 from mmsft.data.remote import link
 from mmsft.errors import DataError
@@ -85,7 +85,7 @@ class MediaReader:
         """Returns what the medium occupies among the tokens."""
         grid = self.grid(media)
         with _naming(media):
-            return self.towers[media.modality][1].layout(grid)
+            return layout_of(self.towers[media.modality][1], grid)
 
     def readings(self, media: Media) -> tuple[Reading, ...]:
         """Returns how the medium can be read: as it is, then to fewer and fewer tokens, as far as its modality goes."""

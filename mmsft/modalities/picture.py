@@ -1,5 +1,6 @@
 """Reads pictures: size from the header, pixels as a tower wants them, and a DataError for what is no honest picture."""
 
+import math
 import struct
 import warnings
 import zlib
@@ -59,12 +60,29 @@ class Frame:
 
     def pixels(self, image: Image.Image) -> Tensor:
         """Returns an RGB picture as the tower's input [3, height, width], float32."""
-        mean, std = (torch.tensor(colour)[:, None, None] for colour in (self.mean, self.std))
-        return self._fitted(image).contiguous().float().div_(255).sub_(mean).div_(std)
+        return self._normalised(self._fitted(image))
+
+    def tiles(self, image: Image.Image, rows: int, columns: int) -> Tensor:
+        """Returns an RGB picture as tiles [rows · columns, 3, height, width], float32, row by row.
+
+        It is made as large as fits all of them with its sides' ratio, and stands in the middle on black.
+        """
+        height, width = rows * self.height, columns * self.width
+        scale = min(height / image.height, width / image.width)
+        size = (min(math.ceil(image.height * scale), height), min(math.ceil(image.width * scale), width))
+        canvas = torch.zeros(3, height, width, dtype=torch.uint8)
+        top, left = (height - size[0]) // 2, (width - size[1]) // 2
+        canvas[:, top : top + size[0], left : left + size[1]] = self._resized(image, *size)
+        tiles = canvas.unflatten(2, (columns, self.width)).unflatten(1, (rows, self.height)).permute(1, 3, 0, 2, 4)
+        return self._normalised(tiles.flatten(0, 1))
 
     def blank(self) -> Tensor:
         """Returns a picture of the mean colour."""
         return torch.zeros(3, self.height, self.width)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        mean, std = (torch.tensor(colour)[:, None, None] for colour in (self.mean, self.std))
+        return pixels.contiguous().float().div_(255).sub_(mean).div_(std)
 
     def _fitted(self, image: Image.Image) -> Tensor:
         """Returns a picture [3, height, width] of 8 bits."""

@@ -73,8 +73,12 @@ class Tower(nn.Module):
             if learns and not any(learns):
                 part.eval()
         asked = () if context is None else (context,)
-        tokens: Tensor = self.adapter(features, grid, *asked)
-        return tokens
+        if not grid.parts:
+            tokens: Tensor = self.adapter(features, grid, *asked)
+            return tokens
+        values = features.values.split([part.count for part in grid.parts], dim=1)
+        each = [self.adapter(Features(some), part, *asked) for some, part in zip(values, grid.parts, strict=True)]
+        return torch.cat(each, dim=1)
 
     def _completed(self, stored: Stored) -> Features:
         fresh = [self._encoded(tensors).values for tensors in stored.fresh]

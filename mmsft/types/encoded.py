@@ -19,12 +19,22 @@ class Grid:
 
     Attributes:
         of: the grid that the encoder gives, where its tower averages that to this smaller one; None = it doesn't.
+        parts: grids that lie one behind the other, each of which goes through the adapter by itself: a picture as a
+            whole, and in tiles. None, where all is one grid.
+        overview: it is the part that shows the whole beside parts that show more of it.
     """
 
     t: int
     h: int
     w: int
     of: "Grid | None" = None
+    parts: "tuple[Grid, ...]" = ()
+    overview: bool = False
+
+    @classmethod
+    def joined(cls, *parts: "Grid") -> "Grid":
+        """Returns the grid of parts that lie one behind the other."""
+        return cls(1, 1, sum(part.count for part in parts), parts=parts)
 
     @property
     def count(self) -> int:
